@@ -1,0 +1,147 @@
+"""The rows of a batch in padded chunks: where each stands, which keys it sees, and their values in float64.
+
+Nothing that no row may see is read as data. A slot's page is looked up only where some row of the chunk sees
+the key, and what the cache holds elsewhere, NaN as well, is replaced by 0 before any arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .chunks import ChunkPlan, Costs, costs, plan_chunks
+from .problem import FLOAT8, Batch, Rules, Scales
+from .visibility import visible_keys
+
+NO_SCALES = Scales()
+
+
+@dataclass(frozen=True)
+class Places:
+    """G requests x T rows x L keys, the indices only. Padding inside the chunk is marked by `valid`."""
+
+    requests: Tensor  # [G] int64
+    tokens: Tensor  # [G, T] int64 row of q and out; num_tokens where not valid, one past the last
+    valid: Tensor  # [G, T] bool: a row of the request, not the chunk's padding
+    positions: Tensor  # [G, T] int64: p = L - n + t, negative where seq_len < query_len
+    keys: Tensor  # [G, L] int64: j
+    visible: Tensor  # [G, T, L] bool: by causality, windows and query bias; False in every row that is not valid
+    query_bias: Tensor | None  # [G, T, L] float64, 0 where there is no entry or the key is not visible
+
+    @property
+    def readable(self) -> Tensor:
+        """[G, L] bool: some row here sees the key, so its slot may be read."""
+        return self.visible.any(dim=1)
+
+    @property
+    def distances(self) -> Tensor:
+        """[G, T, L] float64: j - p."""
+        return (self.keys[:, None, :] - self.positions[:, :, None]).double()
+
+
+@dataclass(frozen=True)
+class Rows(Places):
+    """The same with the values, scales multiplied in (exactly: a float8 times a float32 fits a float64)."""
+
+    q: Tensor  # [G, T, num_kv_heads, group_size, D] float64; 0 in rows that see nothing
+    k: Tensor  # [G, L, num_kv_heads, D] float64; 0 in slots that are not readable
+    v: Tensor  # [G, L, num_kv_heads, Dv] float64; 0 in slots that are not readable
+
+
+def row_groups(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    batch: Batch,
+    rules: Rules,
+    scales: Scales | None = None,
+    *,
+    key_width: int | None = None,
+) -> Iterator[Rows]:
+    """Every row of every request once; shapes as `attention` takes them, in any float dtype, already checked.
+
+    key_width: float64 elements that one key will take, where that is more than what is gathered here.
+    """
+    scales = scales or NO_SCALES
+    num_kv_heads = k_cache.shape[2]
+    key_width = key_width or num_kv_heads * (k_cache.shape[3] + v_cache.shape[3])
+    for places in place_groups(batch, rules, q.shape[0], costs(q.shape[1], key_width, q.device)):
+        yield Rows(
+            **vars(places),
+            q=_gather_queries(q, places, num_kv_heads, scales.q),
+            k=_gather_keys(k_cache, places, batch, scales.k),
+            v=_gather_keys(v_cache, places, batch, scales.v),
+        )
+
+
+def place_groups(batch: Batch, rules: Rules, num_tokens: int, cost: Costs) -> Iterator[Places]:
+    """The indices of every row once, without a look at q or a cache."""
+    for plan in plan_chunks(batch, rules, cost):
+        yield _place(plan, batch, rules, num_tokens)
+
+
+def per_head(scale: Tensor | None) -> Tensor | None:
+    """A scale as float64 [num_kv_heads] or [1]."""
+    return None if scale is None else scale.double().reshape(-1)
+
+
+def _place(plan: ChunkPlan, batch: Batch, rules: Rules, num_tokens: int) -> Places:
+    device = batch.device
+    requests, first_keys = torch.tensor([plan.requests, plan.first_keys], dtype=torch.int64, device=device)
+    starts = batch.cu_seqlens_q.long()[requests]
+    query_lens = batch.cu_seqlens_q.long()[requests + 1] - starts
+    seq_lens = batch.seq_lens.long()[requests]
+    rows = plan.first_row + torch.arange(plan.num_rows, device=device)
+    valid = rows < query_lens[:, None]
+    contexts = seq_lens - query_lens
+    positions = contexts[:, None] + rows
+    keys = first_keys[:, None] + torch.arange(plan.num_keys, device=device)
+    tokens = torch.where(valid, starts[:, None] + rows, num_tokens)
+    visible = visible_keys(positions, keys, seq_lens, rules) & valid[:, :, None]
+    query_bias = None
+    if rules.query_bias is not None and rules.query_bias.shape[1] > 0:
+        query_bias = _gather_query_bias(rules.query_bias, tokens, keys - contexts[:, None], visible)
+        visible = visible & (query_bias != -torch.inf)
+        query_bias = torch.where(visible, query_bias, 0.0)
+    return Places(requests, tokens, valid, positions, keys, visible, query_bias)
+
+
+def _gather_query_bias(query_bias: Tensor, tokens: Tensor, new_keys: Tensor, visible: Tensor) -> Tensor:
+    """Entry (token, i) for the i-th new key, [G, T, L] float64; 0 for cached keys and for i >= bias_width."""
+    num_tokens, width = query_bias.shape
+    columns = new_keys.clamp(0, width - 1)[:, None, :]
+    entries = query_bias[tokens.clamp(max=num_tokens - 1)[:, :, None], columns].double()
+    has_entry = ((new_keys >= 0) & (new_keys < width))[:, None, :]
+    return torch.where(has_entry & visible, entries, 0.0)
+
+
+def _gather_queries(q: Tensor, places: Places, num_kv_heads: int, scale: Tensor | None) -> Tensor:
+    """q's rows as [G, T, num_kv_heads, group_size, D] float64."""
+    rows = as_bytes(q)[places.tokens.clamp(max=q.shape[0] - 1)].view(q.dtype).double()
+    rows = torch.where(places.visible.any(dim=2)[:, :, None, None], rows, 0.0)
+    rows = rows.view(*places.tokens.shape, num_kv_heads, -1, q.shape[2])
+    factor = per_head(scale)
+    return rows if factor is None else rows * factor[:, None, None]
+
+
+def _gather_keys(cache: Tensor, places: Places, batch: Batch, scale: Tensor | None) -> Tensor:
+    """The cache's slots of `places.keys` as [G, L, num_kv_heads, D] float64."""
+    num_blocks, block_size = cache.shape[:2]
+    readable = places.readable
+    if num_blocks == 0 or batch.max_blocks == 0:
+        return torch.zeros(*readable.shape, *cache.shape[2:], dtype=torch.float64, device=cache.device)
+    columns = (places.keys // block_size).clamp(max=batch.max_blocks - 1)
+    blocks = batch.block_table[places.requests[:, None], columns].long()
+    blocks = torch.where(readable, blocks, 0)
+    values = as_bytes(cache)[blocks, places.keys % block_size].view(cache.dtype).double()
+    values = torch.where(readable[:, :, None, None], values, 0.0)
+    factor = per_head(scale)
+    return values if factor is None else values * factor[:, None]
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """float8 as bytes: torch does not index float8 on every device."""
+    return tensor.view(torch.uint8) if tensor.dtype == FLOAT8 else tensor

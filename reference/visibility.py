@@ -1,0 +1,40 @@
+"""Which keys a token may see: the causal rule and the windows, once for tensors and once for ranges of ints."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .problem import Rules
+
+
+def visible_keys(positions: Tensor, keys: Tensor, seq_lens: Tensor, rules: Rules) -> Tensor:
+    """Whether the token at each position may see each key, before the query bias hides more.
+
+    positions [G, T] and keys [G, L] are int64, seq_lens [G]; the answer is [G, T, L] bool.
+    """
+    p = positions[:, :, None]
+    j = keys[:, None, :]
+    visible = (j >= 0) & (j < seq_lens[:, None, None])
+    visible = visible.expand(-1, positions.shape[1], -1)
+    if rules.causal:
+        visible = visible & (j <= p)
+    if rules.sliding_window is not None:
+        visible = visible & (p - j < rules.sliding_window)
+    if rules.right_window is not None:
+        visible = visible & (j - p <= rules.right_window)
+    return visible
+
+
+def key_range(first: int, last: int, seq_len: int, rules: Rules) -> tuple[int, int]:
+    """The half-open range of keys outside of which no token at positions first..last sees anything.
+
+    Everything inside is not visible to everyone: this only says what need not be gathered.
+    """
+    start, stop = 0, seq_len
+    if rules.sliding_window is not None:
+        start = max(start, first - rules.sliding_window + 1)
+    if rules.causal:
+        stop = min(stop, last + 1)
+    if rules.right_window is not None:
+        stop = min(stop, last + rules.right_window + 1)
+    return start, max(start, stop)
