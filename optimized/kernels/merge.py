@@ -1,0 +1,126 @@
+"""Joining partial results: the splits of a decode request, and two states with their lse."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .plan import NUM_MERGE_ITEMS, SPLIT_KEYS, num_splits
+from .tiles import LOG2_E, join_sink, log_sum, request_span, store_lse, store_out
+
+
+@triton.jit
+def join_splits(
+    partials, first_partial, query_len, splits, head,
+    NUM_QUERY_HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """(values [BLOCK], maximum, total) of one row over all its splits, in the order of the keys."""
+    dims = tl.arange(0, BLOCK)
+    maximum = float("-inf")
+    total = 0.0
+    values = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, splits, BLOCK_S):
+        split = first + tl.arange(0, BLOCK_S)
+        mask = split < splits
+        place = (first_partial + split * query_len).to(tl.int64) * NUM_QUERY_HEADS + head
+        maxima = tl.load(partials.maximum + place, mask=mask, other=float("-inf"))
+        totals = tl.load(partials.total + place, mask=mask, other=0.0)
+        pointers = partials.weighted + place[:, None] * SIZE + dims[None, :]
+        parts = tl.load(pointers, mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)
+        new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
+        stand_in = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        rescale = tl.exp2((maximum - stand_in) * LOG2_E)
+        weights = tl.exp2((maxima - stand_in) * LOG2_E)
+        total = total * rescale + tl.sum(totals * weights, 0)
+        values = values * rescale + tl.sum(parts * weights[:, None], 0)
+        maximum = new_maximum
+    return values, maximum, total
+
+
+@triton.jit(do_not_specialize=["num_requests"])
+def merge_splits(
+    requests, rules, scales, outputs, partials, work, num_requests,
+    NUM_QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE_V: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    num_items = tl.load(work.counts + NUM_MERGE_ITEMS) * NUM_QUERY_HEADS
+    split_keys = tl.load(work.counts + SPLIT_KEYS)
+    one = tl.arange(0, 1)
+    for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
+        item = index // NUM_QUERY_HEADS
+        head = index % NUM_QUERY_HEADS
+        request = tl.load(work.merge_items + 2 * item)
+        token = tl.load(work.merge_items + 2 * item + 1)
+        first_row, query_len, seq_len = request_span(requests, request)
+        first_partial = tl.load(work.offsets + 3 * (num_requests + 1) + request) + token
+        values, maximum, total = join_splits(
+            partials, first_partial, query_len, num_splits(seq_len, split_keys), head,
+            NUM_QUERY_HEADS, HEAD_SIZE_V, BLOCK_S, BLOCK_V,
+        )  # fmt: skip
+        if rules.sinks is not None:
+            rescale, maximum, total = join_sink(maximum, total, tl.load(rules.sinks + head))
+            values = values * rescale
+        out = values / tl.where(total > 0.0, total, 1.0)
+        rows = first_row + token + one
+        store_out(outputs, scales, out[None, :], rows, head + one, head // GROUP, one == 0, HEAD_SIZE_V, BLOCK_V)
+        store_lse(outputs, log_sum(maximum, total) + tl.zeros([1], tl.float32), rows, head + one, one == 0)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_requests"])
+def clear_padding(
+    cu_seqlens_q, outputs, num_tokens, num_requests,
+    NUM_QUERY_HEADS: tl.constexpr, HEAD_SIZE_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Rows that belong to no request: out 0, lse -inf, also beside a sink."""
+    first_row = tl.load(cu_seqlens_q + num_requests)
+    dims = tl.arange(0, BLOCK_V)
+    zeros = tl.zeros([BLOCK_T, BLOCK_V], tl.float32).to(outputs.out.dtype.element_ty)
+    empty = tl.full([BLOCK_T], float("-inf"), tl.float32)
+    num_items = tl.maximum(num_tokens - first_row, 0) * NUM_QUERY_HEADS
+    for start in range(tl.program_id(0) * BLOCK_T, num_items, tl.num_programs(0) * BLOCK_T):
+        item = start + tl.arange(0, BLOCK_T)
+        mask = item < num_items
+        rows = (first_row + item // NUM_QUERY_HEADS).to(tl.int64)
+        heads = (item % NUM_QUERY_HEADS).to(tl.int64)
+        place = rows * outputs.stride_token + heads * outputs.stride_head
+        pointers = outputs.out + place[:, None] + dims[None, :]
+        tl.store(pointers, zeros, mask=mask[:, None] & (dims < HEAD_SIZE_V)[None, :])
+        store_lse(outputs, empty, rows, heads, mask)
+
+
+@triton.jit
+def weight_of(lse, maximum):
+    """exp(lse - maximum) with the infinities meant: -inf weighs nothing, a shared +inf weighs 1."""
+    stand_in = tl.where(maximum == float("-inf"), 0.0, maximum)
+    return tl.exp2(tl.where(lse == stand_in, 0.0, lse - stand_in) * LOG2_E)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def merge_pair(
+    a, b, outputs, num_rows,
+    NUM_QUERY_HEADS: tl.constexpr, HEAD_SIZE_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Rows (token, head) of two states; `a` and `b` are Outputs groups that are read."""
+    dims = tl.arange(0, BLOCK_V)
+    for start in range(tl.program_id(0) * BLOCK_T, num_rows, tl.num_programs(0) * BLOCK_T):
+        item = start + tl.arange(0, BLOCK_T)
+        mask = item < num_rows
+        rows = (item // NUM_QUERY_HEADS).to(tl.int64)
+        heads = (item % NUM_QUERY_HEADS).to(tl.int64)
+        lse_a = tl.load(a.lse + rows * a.lse_stride_token + heads * a.lse_stride_head, mask=mask, other=0.0)
+        lse_b = tl.load(b.lse + rows * b.lse_stride_token + heads * b.lse_stride_head, mask=mask, other=0.0)
+        maximum = tl.maximum(lse_a, lse_b)
+        weight_a = weight_of(lse_a, maximum)
+        weight_b = weight_of(lse_b, maximum)
+        total = weight_a + weight_b
+        # A part without weight is not even read: its out may be NaN.
+        inside = (dims < HEAD_SIZE_V)[None, :]
+        place_a = (rows * a.stride_token + heads * a.stride_head)[:, None] + dims[None, :]
+        place_b = (rows * b.stride_token + heads * b.stride_head)[:, None] + dims[None, :]
+        out_a = tl.load(a.out + place_a, mask=(mask & (weight_a > 0.0))[:, None] & inside, other=0.0).to(tl.float32)
+        out_b = tl.load(b.out + place_b, mask=(mask & (weight_b > 0.0))[:, None] & inside, other=0.0).to(tl.float32)
+        divisor = tl.where(total > 0.0, total, 1.0)
+        out = (out_a * weight_a[:, None] + out_b * weight_b[:, None]) / divisor[:, None]
+        place = (rows * outputs.stride_token + heads * outputs.stride_head)[:, None] + dims[None, :]
+        tl.store(outputs.out + place, out.to(outputs.out.dtype.element_ty), mask=mask[:, None] & inside)
+        store_lse(outputs, log_sum(maximum, total), rows, heads, mask)

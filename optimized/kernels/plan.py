@@ -1,0 +1,141 @@
+"""The plan kernels: from the lengths on the device to the work lists that persistent programs walk.
+
+Requests with few new tokens (decode, speculative verification) are split along their keys and merged; the others
+are tiled along their queries. How long a split is, is decided here from the whole batch, so that the partial
+results always fit into `PARTIAL_ROWS` rows and no scratch grows with requests x length.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Places in `counts`.
+NUM_PREFILL_ITEMS = tl.constexpr(0)
+NUM_DECODE_ITEMS = tl.constexpr(1)
+NUM_MERGE_ITEMS = tl.constexpr(2)
+NUM_PARTIAL_ROWS = tl.constexpr(3)
+SPLIT_KEYS = tl.constexpr(4)
+NUM_COUNTS = 5
+
+# A split this long is never cut: capacities stay below it.
+WHOLE = tl.constexpr(1 << 30)
+LEVELS = tl.constexpr(16)
+
+
+@triton.jit
+def request_lengths(cu_seqlens_q, seq_lens, requests, num_requests):
+    mask = requests < num_requests
+    start = tl.load(cu_seqlens_q + requests, mask=mask, other=0)
+    end = tl.load(cu_seqlens_q + requests + 1, mask=mask, other=0)
+    seq_len = tl.load(seq_lens + requests, mask=mask, other=0)
+    return end - start, tl.maximum(seq_len, 0)
+
+
+@triton.jit
+def num_splits(seq_len, split_keys):
+    """A request without keys still has one split: its rows must be written."""
+    return tl.maximum((seq_len + split_keys - 1) // split_keys, 1)
+
+
+@triton.jit
+def choose_split(cu_seqlens_q, seq_lens, num_requests, DECODE_TOKENS, SPLIT_BASE, PARTIAL_ROWS, BLOCK: tl.constexpr):
+    """The shortest split length, SPLIT_BASE * 2^level, whose partial results fit into PARTIAL_ROWS rows."""
+    levels = tl.arange(0, LEVELS)
+    widths = tl.where(levels == LEVELS - 1, WHOLE, SPLIT_BASE << levels)
+    rows = tl.zeros([LEVELS], tl.int32)
+    for start in range(0, num_requests, BLOCK):
+        requests = start + tl.arange(0, BLOCK)
+        query_len, seq_len = request_lengths(cu_seqlens_q, seq_lens, requests, num_requests)
+        splits = num_splits(seq_len[:, None], widths[None, :])
+        is_split = (splits > 1) & (query_len <= DECODE_TOKENS)[:, None]
+        # Bounded before the sum, so that long lists of long requests cannot wrap around int32.
+        needed = tl.minimum(tl.where(is_split, splits * query_len[:, None], 0), PARTIAL_ROWS + 1)
+        rows = tl.minimum(rows + tl.sum(needed, 0), PARTIAL_ROWS + 1)
+    return tl.min(tl.where(rows <= PARTIAL_ROWS, widths, WHOLE))
+
+
+@triton.jit(do_not_specialize=["num_requests"])
+def count_work(
+    cu_seqlens_q,
+    seq_lens,
+    counts,
+    offsets,
+    num_requests,
+    DECODE_TOKENS: tl.constexpr,
+    TILE_TOKENS: tl.constexpr,
+    SPLIT_BASE: tl.constexpr,
+    PARTIAL_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program: how many items each request brings to each list, as running offsets [4, num_requests + 1].
+
+    Rows of `offsets`: prefill items (query tiles), decode items (splits), merge items (rows of split requests),
+    partial rows (splits x tokens of split requests).
+    """
+    split_keys = choose_split(cu_seqlens_q, seq_lens, num_requests, DECODE_TOKENS, SPLIT_BASE, PARTIAL_ROWS, BLOCK)
+    prefill = 0
+    decode = 0
+    merge = 0
+    partial = 0
+    stride = num_requests + 1
+    for start in range(0, num_requests, BLOCK):
+        requests = start + tl.arange(0, BLOCK)
+        mask = requests < num_requests
+        query_len, seq_len = request_lengths(cu_seqlens_q, seq_lens, requests, num_requests)
+        is_decode = (query_len > 0) & (query_len <= DECODE_TOKENS)
+        splits = num_splits(seq_len, split_keys)
+        is_split = is_decode & (splits > 1)
+        tiles = tl.where(query_len > DECODE_TOKENS, (query_len + TILE_TOKENS - 1) // TILE_TOKENS, 0)
+        units = tl.where(is_decode, splits, 0)
+        merges = tl.where(is_split, query_len, 0)
+        partials = tl.where(is_split, splits * query_len, 0)
+        tl.store(offsets + requests, prefill + tl.cumsum(tiles, 0) - tiles, mask=mask)
+        tl.store(offsets + stride + requests, decode + tl.cumsum(units, 0) - units, mask=mask)
+        tl.store(offsets + 2 * stride + requests, merge + tl.cumsum(merges, 0) - merges, mask=mask)
+        tl.store(offsets + 3 * stride + requests, partial + tl.cumsum(partials, 0) - partials, mask=mask)
+        prefill += tl.sum(tiles, 0)
+        decode += tl.sum(units, 0)
+        merge += tl.sum(merges, 0)
+        partial += tl.sum(partials, 0)
+    tl.store(offsets + num_requests, prefill)
+    tl.store(offsets + stride + num_requests, decode)
+    tl.store(offsets + 2 * stride + num_requests, merge)
+    tl.store(offsets + 3 * stride + num_requests, partial)
+    tl.store(counts + NUM_PREFILL_ITEMS, prefill)
+    tl.store(counts + NUM_DECODE_ITEMS, decode)
+    tl.store(counts + NUM_MERGE_ITEMS, merge)
+    tl.store(counts + NUM_PARTIAL_ROWS, partial)
+    tl.store(counts + SPLIT_KEYS, split_keys)
+
+
+@triton.jit
+def list_items(offsets, items, num_requests, BLOCK: tl.constexpr):
+    """Write (request, index within the request) for every item, by bisection in the running offsets."""
+    num_items = tl.load(offsets + num_requests)
+    for start in range(tl.program_id(0) * BLOCK, num_items, tl.num_programs(0) * BLOCK):
+        item = start + tl.arange(0, BLOCK)
+        mask = item < num_items
+        # The last request whose offset is not above the item; requests without items share their offset with
+        # the next one and so are never the last.
+        low = tl.zeros([BLOCK], tl.int32)
+        high = tl.zeros([BLOCK], tl.int32) + num_requests
+        width = num_requests
+        while width > 0:
+            middle = (low + high + 1) // 2
+            # `high` stays at num_requests only while nothing above was seen; its offset is num_items > item.
+            below = tl.load(offsets + middle, mask=mask, other=0) <= item
+            low = tl.where(below, middle, low)
+            high = tl.where(below, high, middle - 1)
+            width = width // 2
+        first = tl.load(offsets + low, mask=mask, other=0)
+        tl.store(items + 2 * item, low, mask=mask)
+        tl.store(items + 2 * item + 1, item - first, mask=mask)
+
+
+@triton.jit(do_not_specialize=["num_requests"])
+def list_work(offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK: tl.constexpr):
+    stride = num_requests + 1
+    list_items(offsets, prefill_items, num_requests, BLOCK)
+    list_items(offsets + stride, decode_items, num_requests, BLOCK)
+    list_items(offsets + 2 * stride, merge_items, num_requests, BLOCK)

@@ -1,0 +1,121 @@
+"""Writing new keys and values into the paged cache; the meaning is reference/kv_cache.py's."""
+
+from __future__ import annotations
+
+import triton
+from torch import Tensor
+
+from ..reference.problem import Scales
+from ..reference.validation import KERNEL_DTYPES, check_slots, check_update_kv_cache, check_update_mla_cache
+from . import operators
+from .attention import paged_kv
+from .kernels.arguments import Queries, strides
+from .kernels.kv_update import kv_update
+from .launch import device_guard, device_scales, padded, require_device
+from .tuning import num_programs, update_heads
+
+
+def update_kv_cache(
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    scales: Scales | None = None,
+    validate: bool = False,
+) -> None:
+    """Write row i of key and value to slot_mapping[i] = block * block_size + offset; a negative slot is skipped.
+
+    key [num_rows, num_kv_heads, head_size], value the same with head_size_v, num_rows >= num_tokens; k_cache and
+    v_cache as in `attention`; slot_mapping [num_tokens] int64. float8_e4m3fn caches store x / scale (IEEE
+    division), clamped to +-448, rounded to nearest even. No other byte of the pool changes.
+    Raises ValueError or TypeError on bad input; out-of-range and duplicate slots only under `validate`.
+    """
+    check_update_kv_cache(
+        key=key, value=value, k_cache=k_cache, v_cache=v_cache, slot_mapping=slot_mapping, scales=scales,
+        dtypes=KERNEL_DTYPES,
+    )  # fmt: skip
+    require_device("key", key)
+    if validate:
+        check_slots(slot_mapping, num_blocks=k_cache.shape[0], block_size=k_cache.shape[1])
+    scales = scales or Scales()
+    operators.call("update_kv_cache", key, value, k_cache, v_cache, slot_mapping, scales.k, scales.v)
+
+
+def update_mla_cache(
+    latent: Tensor,
+    k_pe: Tensor,
+    latent_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    scales: Scales | None = None,
+    validate: bool = False,
+) -> None:
+    """Write [latent | k_pe] of row i to slot_mapping[i] of a latent cache, in one row with one scale.
+
+    latent [num_rows, kv_lora_rank], k_pe [num_rows, qk_rope_head_dim], latent_cache [num_blocks, block_size,
+    kv_lora_rank + qk_rope_head_dim]; the rest as in `update_kv_cache`.
+    """
+    check_update_mla_cache(
+        latent=latent, k_pe=k_pe, latent_cache=latent_cache, slot_mapping=slot_mapping, scales=scales,
+        dtypes=KERNEL_DTYPES,
+    )  # fmt: skip
+    require_device("latent", latent)
+    if validate:
+        check_slots(slot_mapping, num_blocks=latent_cache.shape[0], block_size=latent_cache.shape[1])
+    scales = scales or Scales()
+    operators.call("update_mla_cache", latent, k_pe, latent_cache, slot_mapping, scales.k)
+
+
+def _run_update(
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> None:
+    num_tokens = slot_mapping.shape[0]
+    if num_tokens == 0:
+        return
+    num_heads, head_size, head_size_v = key.shape[1], key.shape[2], value.shape[2]
+    with device_guard(key):
+        kv_update[(min(num_tokens, num_programs(key.device)),)](
+            Queries(key, *strides(key, 0, 1), None, None, None),
+            Queries(value, *strides(value, 0, 1), None, None, None),
+            paged_kv(k_cache, v_cache),
+            device_scales(None, k_scale, v_scale, None),
+            slot_mapping,
+            num_tokens,
+            NUM_HEADS=num_heads,
+            HEAD_SIZE=head_size,
+            HEAD_SIZE_V=head_size_v,
+            BLOCK_SIZE=k_cache.shape[1],
+            BLOCK_H=min(triton.next_power_of_2(num_heads), update_heads()),
+            BLOCK_D=padded(head_size),
+            BLOCK_V=padded(head_size_v),
+        )
+
+
+def _run_mla_update(
+    latent: Tensor, k_pe: Tensor, latent_cache: Tensor, slot_mapping: Tensor, scale: Tensor | None
+) -> None:
+    """A latent row is a key head and a value head side by side."""
+    rank = latent.shape[1]
+    k_cache, v_cache = latent_cache[..., :rank].unsqueeze(2), latent_cache[..., rank:].unsqueeze(2)
+    _run_update(latent.unsqueeze(1), k_pe.unsqueeze(1), k_cache, v_cache, slot_mapping, scale, scale)
+
+
+operators.define(
+    "update_kv_cache",
+    "Tensor key, Tensor value, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, "
+    "Tensor? k_scale, Tensor? v_scale",
+    _run_update,
+)
+operators.define(
+    "update_mla_cache",
+    "Tensor latent, Tensor k_pe, Tensor(a!) latent_cache, Tensor slot_mapping, Tensor? k_scale",
+    _run_mla_update,
+)

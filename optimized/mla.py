@@ -1,0 +1,141 @@
+"""Multi-head latent attention as Triton kernels; the meaning is reference/mla.py's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..reference.problem import Batch, Rules, Scales
+from ..reference.validation import KERNEL_DTYPES, check_mla_attention, check_mla_attention_decompressed
+from . import operators
+from .attention import arithmetic_of, flatten, outputs, prepare
+from .kernels.arguments import PagedKV, Queries, strides
+from .launch import STEP_SCHEMA, Shape, launch_step, read_step
+from .plan import Plan
+
+
+def mla_attention(
+    q_nope: Tensor,
+    q_pe: Tensor,
+    latent_cache: Tensor,
+    batch: Batch,
+    rules: Rules,
+    *,
+    scales: Scales | None = None,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+    plan: Plan | None = None,
+    validate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Absorbed MLA: every query head attends to the latent rows, which are keys and values at once.
+
+    q_nope [num_tokens, num_query_heads, kv_lora_rank], already times W_UK; q_pe [.., qk_rope_head_dim];
+    latent_cache [num_blocks, block_size, kv_lora_rank + qk_rope_head_dim], any strides, q's dtype or float8_e4m3fn.
+    rules.softmax_scale comes from the decompressed head (qk_nope + qk_rope). scales.k serves the whole row.
+
+    Returns out [num_tokens, num_query_heads, kv_lora_rank], still to be multiplied with W_UV, and lse as
+    `attention` does; `plan`, `validate` and errors likewise.
+    """
+    sizes = check_mla_attention(
+        q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, batch=batch, rules=rules, scales=scales, out=out, lse=lse,
+        dtypes=KERNEL_DTYPES,
+    )  # fmt: skip
+    plan = prepare(q_nope, batch, rules, sizes, plan, validate=validate)
+    out, lse = outputs(q_nope, sizes, out, lse)
+    operators.call("mla_attention", q_nope, q_pe, latent_cache, *flatten(batch, rules, _row(scales), plan, out, lse))
+    return out, lse
+
+
+def mla_attention_decompressed(
+    q_nope: Tensor,
+    q_pe: Tensor,
+    latent_cache: Tensor,
+    w_uk: Tensor,
+    w_uv: Tensor,
+    batch: Batch,
+    rules: Rules,
+    *,
+    scales: Scales | None = None,
+    out: Tensor | None = None,
+    lse: Tensor | None = None,
+    plan: Plan | None = None,
+    validate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """MLA with each head's keys and values projected up from the latent rows: k = [W_UK c ; k_pe], v = W_UV c.
+
+    q_nope [num_tokens, num_query_heads, qk_nope_head_dim], before W_UK; q_pe and latent_cache as in
+    `mla_attention`; w_uk [num_query_heads, qk_nope_head_dim, kv_lora_rank], w_uv [num_query_heads, v_head_dim,
+    kv_lora_rank], of q's dtype. Projected keys and values are rounded to that dtype.
+
+    Returns out [num_tokens, num_query_heads, v_head_dim] and lse as `attention` does; the rest likewise.
+    """
+    sizes = check_mla_attention_decompressed(
+        q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, w_uk=w_uk, w_uv=w_uv, batch=batch, rules=rules,
+        scales=scales, out=out, lse=lse, dtypes=KERNEL_DTYPES,
+    )  # fmt: skip
+    plan = prepare(q_nope, batch, rules, sizes, plan, validate=validate)
+    out, lse = outputs(q_nope, sizes, out, lse)
+    flat = flatten(batch, rules, _row(scales), plan, out, lse)
+    operators.call("mla_attention_decompressed", q_nope, q_pe, latent_cache, w_uk, w_uv, *flat)
+    return out, lse
+
+
+def _row(scales: Scales | None) -> Scales | None:
+    """The cache row's one scale is that of its values too."""
+    if scales is None:
+        return None
+    return Scales(q=scales.q, k=scales.k, v=scales.k, out=scales.out)
+
+
+def _latent(latent_cache: Tensor, rank: int) -> tuple[Any, ...]:
+    """(keys, strides, rope) of a latent cache seen as one kv head."""
+    rope = latent_cache[:, :, rank:]
+    block, slot, dim = strides(latent_cache, 0, 1, 2)
+    return (latent_cache, block, slot, 0, dim), rope
+
+
+def _run_absorbed(q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, *flat: Any) -> None:
+    rank = q_nope.shape[2]
+    keys, rope = _latent(latent_cache, rank)
+    shape = Shape(
+        num_kv_heads=1,
+        group=q_nope.shape[1],
+        head_size=rank,
+        head_size_v=rank,
+        block_size=latent_cache.shape[1],
+        arithmetic=arithmetic_of(q_nope),
+        rope_size=q_pe.shape[2],
+    )
+    queries = Queries(q_nope, *strides(q_nope, 0, 1), q_pe, *strides(q_pe, 0, 1))
+    cache = PagedKV(*keys, *(None,) * 5, rope, *(None,) * 8)
+    launch_step(queries, cache, shape, read_step(*flat))
+
+
+def _run_decompressed(
+    q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, w_uk: Tensor, w_uv: Tensor, *flat: Any
+) -> None:
+    num_heads, head_size, rank = w_uk.shape
+    keys, rope = _latent(latent_cache, rank)
+    # Each query head has keys of its own, all from the same rows: as many kv heads as query heads, stride 0.
+    shape = Shape(
+        num_kv_heads=num_heads,
+        group=1,
+        head_size=head_size,
+        head_size_v=w_uv.shape[1],
+        block_size=latent_cache.shape[1],
+        arithmetic=arithmetic_of(q_nope, default=w_uk.dtype),
+        rope_size=q_pe.shape[2],
+        rank=rank,
+    )
+    queries = Queries(q_nope, *strides(q_nope, 0, 1), q_pe, *strides(q_pe, 0, 1))
+    weights = (w_uk, *strides(w_uk, 0, 1, 2), w_uv, *strides(w_uv, 0, 1, 2))
+    step = read_step(*flat)
+    # The values were scaled before they were rounded; only the output's scale is left for the store.
+    step = step._replace(scales=step.scales._replace(v=None, v_stride=None))
+    launch_step(queries, PagedKV(*keys, *(None,) * 5, rope, *weights), shape, step)
+
+
+_ROWS = "Tensor q_nope, Tensor q_pe, Tensor latent_cache"
+operators.define("mla_attention", f"{_ROWS}, {STEP_SCHEMA}", _run_absorbed)
+operators.define("mla_attention_decompressed", f"{_ROWS}, Tensor w_uk, Tensor w_uv, {STEP_SCHEMA}", _run_decompressed)

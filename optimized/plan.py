@@ -1,0 +1,147 @@
+"""The plan of a step: device work lists, made once from the lengths and shared by all layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..reference.errors import bad_type, bad_value
+from ..reference.problem import Batch
+from . import operators
+from .kernels import plan as kernels
+from .launch import device_guard, require_device
+from .tuning import num_programs, plan_limits
+
+LARGEST_SEQ_LEN = 2**30 - 1
+
+
+class Capacity(NamedTuple):
+    """The largest sizes that a plan, and a graph captured with it, must hold."""
+
+    num_tokens: int
+    num_requests: int
+    seq_len: int
+
+
+class Plan(NamedTuple):
+    """Work lists on the device. Only their sizes are fixed when it is made; all values follow the lengths.
+
+    counts [5] int32, offsets [4, num_requests + 1] int32, items [capacity, 2] int32 pairs of
+    (request, index within the request): see kernels/plan.py.
+    """
+
+    counts: Tensor
+    offsets: Tensor
+    prefill_items: Tensor
+    decode_items: Tensor
+    merge_items: Tensor
+    capacity: Capacity
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.counts, self.offsets, self.prefill_items, self.decode_items, self.merge_items
+
+
+def make_plan(batch: Batch, capacity: Capacity | tuple[int, int, int], *, validate: bool = False) -> Plan:
+    """Plan one step: write on the device which program will do what, from `batch`'s lengths as they are there.
+
+    batch: cu_seqlens_q [num_requests + 1], seq_lens [num_requests] int32. capacity: the bucket's largest
+    (num_tokens, num_requests, seq_len). Nothing is read on the host, so a captured call plans anew at each replay.
+    Lengths above the capacity are undefined; `validate` looks for them (and synchronises).
+    """
+    capacity = _check_capacity(batch, capacity)
+    require_device("batch", batch.seq_lens)
+    if validate:
+        _check_lengths(batch, capacity)
+    limits = plan_limits()
+    num_prefill = capacity.num_tokens // limits.tile_tokens
+    num_prefill += min(capacity.num_requests, capacity.num_tokens // (limits.decode_tokens + 1))
+    num_decode = capacity.num_requests + limits.partial_rows
+
+    def items(count: int) -> Tensor:
+        return torch.empty((max(count, 1), 2), dtype=torch.int32, device=batch.device)
+
+    counts = torch.empty(kernels.NUM_COUNTS, dtype=torch.int32, device=batch.device)
+    offsets = torch.empty((4, batch.num_requests + 1), dtype=torch.int32, device=batch.device)
+    plan = Plan(counts, offsets, items(num_prefill), items(num_decode), items(limits.partial_rows), capacity)
+    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, *plan.tensors)
+    return plan
+
+
+def _write_plan(
+    cu_seqlens_q: Tensor,
+    seq_lens: Tensor,
+    counts: Tensor,
+    offsets: Tensor,
+    prefill_items: Tensor,
+    decode_items: Tensor,
+    merge_items: Tensor,
+) -> None:
+    limits = plan_limits()
+    num_requests = seq_lens.shape[0]
+    with device_guard(seq_lens):
+        kernels.count_work[(1,)](
+            cu_seqlens_q,
+            seq_lens,
+            counts,
+            offsets,
+            num_requests,
+            DECODE_TOKENS=limits.decode_tokens,
+            TILE_TOKENS=limits.tile_tokens,
+            SPLIT_BASE=limits.split_base,
+            PARTIAL_ROWS=limits.partial_rows,
+            BLOCK=limits.block,
+        )
+        longest = max(prefill_items.shape[0], decode_items.shape[0])
+        grid = (min(triton.cdiv(longest, limits.block), num_programs(seq_lens.device)),)
+        kernels.list_work[grid](offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK=limits.block)
+
+
+def check_plan(plan: object, batch: Batch, *, num_tokens: int, block_size: int) -> Plan:
+    """Raise unless `plan` was made for buffers of these sizes."""
+    if not isinstance(plan, Plan):
+        raise bad_type("plan", plan, "a Plan from make_plan, or None")
+    if plan.offsets.shape[1] != batch.num_requests + 1:
+        raise bad_value("plan", f"one for {plan.offsets.shape[1] - 1} requests", f"one for {batch.num_requests}")
+    if plan.capacity.num_tokens < num_tokens:
+        raise bad_value("plan", f"a capacity of {plan.capacity.num_tokens} tokens", f"at least {num_tokens}")
+    if batch.num_requests and batch.max_blocks * block_size < plan.capacity.seq_len:
+        found = f"{batch.max_blocks} columns of {block_size} keys"
+        raise bad_value("block_table", found, f"room for the plan's capacity of {plan.capacity.seq_len} keys")
+    if plan.counts.device != batch.device:
+        raise bad_value("plan", f"one on {plan.counts.device}", f"one on {batch.device}, where the batch is")
+    return plan
+
+
+def _check_capacity(batch: Batch, capacity: object) -> Capacity:
+    if not isinstance(capacity, tuple) or len(capacity) != 3:
+        raise bad_type("capacity", capacity, "a Capacity(num_tokens, num_requests, seq_len)")
+    checked = Capacity(*capacity)
+    for name, value in checked._asdict().items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise bad_type(f"capacity.{name}", value, "an int")
+        if not 0 <= value <= LARGEST_SEQ_LEN:
+            raise bad_value(f"capacity.{name}", value, f"0 to {LARGEST_SEQ_LEN}")
+    if checked.num_requests < batch.num_requests:
+        raise bad_value("capacity.num_requests", checked.num_requests, f"at least the batch's {batch.num_requests}")
+    return checked
+
+
+def _check_lengths(batch: Batch, capacity: Capacity) -> None:
+    rows = int(batch.cu_seqlens_q[-1])
+    longest = int(batch.seq_lens.max()) if batch.num_requests else 0
+    if rows > capacity.num_tokens:
+        raise bad_value("cu_seqlens_q", f"{rows} tokens", f"at most the capacity's {capacity.num_tokens}")
+    if longest > capacity.seq_len:
+        raise bad_value("seq_lens", f"a length of {longest}", f"at most the capacity's {capacity.seq_len}")
+
+
+operators.define(
+    "make_plan",
+    "Tensor cu_seqlens_q, Tensor seq_lens, Tensor(a!) counts, Tensor(b!) offsets, Tensor(c!) prefill_items, "
+    "Tensor(d!) decode_items, Tensor(e!) merge_items",
+    _write_plan,
+)

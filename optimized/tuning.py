@@ -1,0 +1,81 @@
+"""Launch choices as data: pure functions from what the host can see to tile sizes and program counts.
+
+Nothing here looks at a length, a page or any other value that changes from step to step.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from .interpreter import INTERPRETED
+
+
+@dataclass(frozen=True)
+class PlanLimits:
+    """The sizes that the plan and the attention kernels share."""
+
+    decode_tokens: int  # requests with at most this many new tokens are split along their keys
+    tile_tokens: int  # new tokens per item of the prefill list
+    split_base: int  # keys of the shortest split
+    partial_rows: int  # rows of partial results that all splits together may need
+    block: int  # requests and items that a plan program handles at once
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One kernel's tile: rows (token, head) x keys, and how the compiler shall schedule it."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+# The interpreter pays per program and tile, not per element; small limits let small batches reach every edge.
+INTERPRETER_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=32, split_base=64, partial_rows=64, block=64)
+GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=256, partial_rows=512, block=256)
+
+
+def plan_limits() -> PlanLimits:
+    return INTERPRETER_LIMITS if INTERPRETED else GPU_LIMITS
+
+
+@functools.cache
+def num_programs(device: torch.device) -> int:
+    """Programs of a persistent grid: a few per multiprocessor, two in the interpreter."""
+    if INTERPRETED:
+        return 2
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def attention_tiles(*, prefill: bool, row_bytes: int) -> Tiles:
+    """Tiles of the attention kernels; `row_bytes` is one key and one value row in the arithmetic's format."""
+    if INTERPRETED:
+        return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1)
+    # Two stages of a key and a value tile have to fit into shared memory beside the queries and probabilities.
+    if row_bytes <= 512:
+        block_n = 64
+    elif row_bytes <= 1280:
+        block_n = 32
+    else:
+        block_n = 16
+    block_m = 64 if prefill and row_bytes <= 1280 else 16
+    return Tiles(block_m=block_m, block_n=block_n, num_warps=4, num_stages=2)
+
+
+def splits_per_merge_step() -> int:
+    """Partial results that a merge program takes per step."""
+    return 16
+
+
+def projection_block() -> int:
+    """kv_lora_rank elements per step of the decompressed kernel's up-projection."""
+    return 64
+
+
+def update_heads() -> int:
+    """Heads that a KV-update program writes per step."""
+    return 16
