@@ -1,0 +1,51 @@
+"""Implementations that the oracle can judge, by name."""
+
+from __future__ import annotations
+
+import importlib
+
+from ..candidate import Candidate
+
+TARGETS = "ours, reference, mutant:NAME, or module:attribute for a Candidate of your own"
+
+
+def find(target: str) -> Candidate:
+    """The candidate that `target` names; a ValueError says what could be named instead.
+
+    `module:attribute` may be a Candidate, or a class or function that makes one when called without arguments.
+    Implementations are imported when they are asked for: kernels are not needed to judge something else.
+    """
+    kind, _, rest = target.partition(":")
+    if target == "ours":
+        from .ours import Ours
+
+        return Ours()
+    if target == "reference":
+        from .reference import Reference
+
+        return Reference()
+    if kind == "mutant" and rest:
+        from .. import mutants
+
+        mutant: Candidate = mutants.candidate(rest)
+        return mutant
+    if kind and rest:
+        return _imported(kind, rest)
+    raise ValueError(f"target: found {target!r}, expected {TARGETS}")
+
+
+def _imported(module: str, attribute: str) -> Candidate:
+    found = importlib.import_module(module)
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise ValueError(f"target: found no {name!r} in {module}, expected {TARGETS}")
+        found = getattr(found, name)
+    candidate: Candidate = found() if _is_factory(found) else found
+    missing = [name for name in ("name", "declines", "contract", "call") if not hasattr(candidate, name)]
+    if missing:
+        raise ValueError(f"target: found {module}:{attribute} without {missing}, expected a Candidate")
+    return candidate
+
+
+def _is_factory(found: object) -> bool:
+    return isinstance(found, type) or (callable(found) and not hasattr(found, "declines"))

@@ -1,0 +1,50 @@
+"""What the oracle asks of an implementation, and what an implementation declares of its arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .case import Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumericContract:
+    """The arithmetic that a kernel declares; the error bound is computed from it and from nothing else.
+
+    Unit roundoffs are relative: 2**-24 float32, 2**-11 float16 and tf32, 2**-8 bfloat16, 2**-4 e4m3.
+    """
+
+    p_dtype: str = "float32"  # the format that the probabilities are cast to before P @ V
+    u_score: float = 2.0**-23  # unit roundoff of one addition inside q @ k; 2**-23 truncating, 2**-24 to nearest
+    u_value: float = 2.0**-23  # the same inside P @ V
+    u_sum: float = 2.0**-24  # the same inside the row sum of P
+    tf32: bool = False  # q @ k and P @ V round float32 operands to tf32
+    u_key: float = 0.0  # K is rounded once more after it was dequantised or projected
+    u_value_cast: float = 0.0  # V likewise
+    exp_error: float = 2.0**-22  # largest relative error of exp
+    tanh: str = "exp"  # libm | exp (built on exp) | approx (the hardware's)
+    exponent_roundings: int = 1  # 1: subtract, then times log2(e); 3: the scale and log2(e) folded together
+    tile_keys: int = 16  # keys per step of the online softmax; fewer is the safe side
+    split_keys: int | None = None  # keys per split whose partial results are merged; None: never split
+    u_partial: float = 2.0**-24  # format of the partial results
+    late_sink: bool = True  # the sink joins after the last key rather than as the first running maximum
+    cast_denominator: bool = False  # the denominator sums the cast P
+
+
+class Candidate(Protocol):
+    """An implementation under judgement."""
+
+    name: str
+
+    def declines(self, case: Case) -> str | None:
+        """Why this case is outside of what the implementation offers, or None."""
+
+    def contract(self, case: Case) -> NumericContract:
+        """The arithmetic that the implementation uses for this case."""
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        """Run one operation of the contract; `arguments` are its keyword arguments, `out` and `lse` included.
+
+        merge_states returns its (out, lse); what the others return is not looked at.
+        """

@@ -1,0 +1,70 @@
+"""One case, one candidate, one verdict."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .bound import evaluate
+from .candidate import Candidate
+from .case import Case
+from .compare import compare
+from .execution.eager import run
+from .tensors import build
+from .verdict import Mismatch, Outcome, Verdict
+
+SHOWN_TRACEBACK_LINES = 12
+
+
+def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") -> Verdict:
+    """Whether the candidate computes this case as the reference does, within the bound of its own arithmetic.
+
+    The candidate runs before the expected answer exists, so no reused memory can hold it. What the candidate
+    raises is a verdict (crashed); what the oracle itself raises is not caught.
+    """
+    if (reason := candidate.declines(case)) is not None:
+        return Verdict(outcome=Outcome.DECLINED, case=case, candidate=candidate.name, reason=reason)
+    problem = build(case, torch.device(device))
+    try:
+        actual = run(candidate, problem)
+        violation = problem.guards.violations()
+    except Exception as error:
+        return Verdict(outcome=Outcome.CRASHED, case=case, candidate=candidate.name, reason=_last_lines(error))
+    expected = evaluate(problem, candidate.contract(case))
+    mismatches, ratios = compare(actual, expected, problem)
+    return Verdict(
+        outcome=Outcome.OUT_OF_BOUNDS if violation else _gravest(mismatches),
+        case=case,
+        candidate=candidate.name,
+        reason=violation or "",
+        mismatches=mismatches,
+        ratios=ratios,
+    )
+
+
+def _gravest(mismatches: tuple[Mismatch, ...]) -> Outcome:
+    """The one word for several outputs: what was never written says most about its cause."""
+    found = {mismatch.outcome for mismatch in mismatches}
+    for outcome in (Outcome.UNWRITTEN, Outcome.POISONED, Outcome.DIFFERS):
+        if outcome in found:
+            return outcome
+    return Outcome.AGREES
+
+
+def _last_lines(error: Exception) -> str:
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(lines[-SHOWN_TRACEBACK_LINES:])
+
+
+class _CallableModule(ModuleType):
+    """`pageproof.oracle.judge` is this module as soon as anyone has imported it, and still has to be the function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Verdict:
+        return judge(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,0 +1,59 @@
+"""The pytest plugin: which device the oracle uses, and one torch thread in each pytest-xdist worker.
+
+pytest loads it wherever the package is installed, so it imports no torch while it loads and changes nothing
+for tests that do not use the oracle.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("pageproof").addoption(
+        "--pageproof-device",
+        choices=DEVICES,
+        default="auto",
+        help="where the oracle runs its cases: auto (the default) takes a CUDA GPU where torch sees one; "
+        "cuda makes it an error to have none",
+    )
+
+
+def pytest_collection_finish() -> None:
+    """Keep the workers of pytest-xdist from taking every core each, unless OMP_NUM_THREADS says what to do."""
+    uses_oracle = "torch" in sys.modules and "pageproof.oracle.judge" in sys.modules
+    if uses_oracle and "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pageproof_device(pytestconfig: pytest.Config) -> torch.device:
+    """The device that --pageproof-device names."""
+    import torch
+
+    return torch.device(chosen_device(pytestconfig))
+
+
+def chosen_device(config: pytest.Config) -> str:
+    """ "cpu" or "cuda", as --pageproof-device says; a UsageError where it asks for a GPU that torch does not see."""
+    import torch
+
+    asked = str(config.getoption("--pageproof-device"))
+    if asked == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if asked == "cuda":
+        raise pytest.UsageError("--pageproof-device cuda: torch sees no CUDA device")
+    return "cpu"
