@@ -65,6 +65,9 @@ class Shape:
         dims = sum(padded(size) for size in (self.head_size, self.head_size_v, self.rope_size) if size)
         return dims * self.arithmetic.itemsize
 
+    def tiles(self, *, prefill: bool) -> Tiles:
+        return attention_tiles(prefill=prefill, row_bytes=self.row_bytes, itemsize=self.arithmetic.itemsize)
+
     @property
     def sizes(self) -> dict[str, Any]:
         """The kernels' compile-time arguments that do not depend on a tile."""
@@ -181,7 +184,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> N
     with device_guard(out):
         # A buffer of this few tokens cannot hold a request of the prefill list: a fact of its shape.
         if num_tokens > limits.decode_tokens:
-            tiles = attention_tiles(prefill=True, row_bytes=shape.row_bytes)
+            tiles = shape.tiles(prefill=True)
             groups = (queries, cache, step.requests, step.rules, step.scales, step.outputs, step.work)
             prefill[(programs,)](
                 *groups,
@@ -217,7 +220,7 @@ def _launch_decode(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -
         CAUSAL=step.causal,
         DECODE_TOKENS=limits.decode_tokens,
         **shape.sizes,
-        **options(attention_tiles(prefill=False, row_bytes=shape.row_bytes)),
+        **options(shape.tiles(prefill=False)),
     )
     merge_splits[(programs,)](
         step.requests,

@@ -112,7 +112,7 @@ def check_plan(plan: object, batch: Batch, *, num_tokens: int, block_size: int) 
         found = f"{batch.max_blocks} columns of {block_size} keys"
         raise bad_value("block_table", found, f"room for the plan's capacity of {plan.capacity.seq_len} keys")
     if plan.counts.device != batch.device:
-        raise bad_value("plan", f"one on {plan.counts.device}", f"one on {batch.device}, where the batch is")
+        raise bad_value("plan", f"one on {plan.counts.device}", f"one on {batch.device} like the batch")
     return plan
 
 

@@ -51,18 +51,19 @@ def num_programs(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def attention_tiles(*, prefill: bool, row_bytes: int) -> Tiles:
-    """Tiles of the attention kernels; `row_bytes` is one key and one value row in the arithmetic's format."""
+def attention_tiles(*, prefill: bool, row_bytes: int, itemsize: int) -> Tiles:
+    """Tiles of the attention kernels.
+
+    row_bytes: one key and one value row in the arithmetic's format, whose elements have `itemsize` bytes.
+    """
     if INTERPRETED:
         return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1)
     # Two stages of a key and a value tile have to fit into shared memory beside the queries and probabilities.
-    if row_bytes <= 512:
-        block_n = 64
-    elif row_bytes <= 1280:
-        block_n = 32
-    else:
-        block_n = 16
+    block_n = 64 if row_bytes <= 512 else 32 if row_bytes <= 1280 else 16
     block_m = 64 if prefill and row_bytes <= 1280 else 16
+    if itemsize == 4:
+        # No tensor cores: every product is unrolled into fused multiply-adds, which large tiles make slow to compile.
+        block_m, block_n = min(block_m, 32), min(block_n, 32)
     return Tiles(block_m=block_m, block_n=block_n, num_warps=4, num_stages=2)
 
 

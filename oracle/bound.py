@@ -68,10 +68,9 @@ def _pools(pristine: dict[str, Tensor]) -> Expected:
 
 
 def _merged(arguments: dict[str, Any], contract: NumericContract) -> Expected:
-    names = ("out_a", "lse_a", "out_b", "lse_b")
-    wide = [arguments[name].double() for name in names]
-    out, lse = merge_states(*wide)
-    out_bound, lse_bound = merge_bounds(*wide, lse, contract)
+    out_a, lse_a, out_b, lse_b = (arguments[name].double() for name in ("out_a", "lse_a", "out_b", "lse_b"))
+    out, lse = merge_states(out_a, lse_a, out_b, lse_b)
+    out_bound, lse_bound = merge_bounds(out_a, lse_a, out_b, lse_b, lse, contract)
     dtypes = {"out": arguments["out_a"].dtype, "lse": arguments["lse_a"].dtype}
     out, out_bound = stored(out, out_bound, dtypes["out"])
     return Expected(values={"out": out, "lse": lse}, bounds={"out": out_bound, "lse": lse_bound}, dtypes=dtypes)

@@ -36,8 +36,7 @@ class _Difference:
     """How one output differs, element by element, on its own device."""
 
     bad: Tensor  # bool
-    ratio: Tensor  # float64: |actual - expected| / bound; inf for NaN and where the bound is 0
-    error: Tensor  # float64: |actual - expected|; NaN for NaN
+    ratio: Tensor | None  # float64: |actual - expected| / bound; inf for NaN and where the bound is 0; None for pools
 
 
 @torch.no_grad()
@@ -95,14 +94,14 @@ def _difference(actual: Tensor, expected: Expected, name: str) -> _Difference:
     if expected.exact:
         integers = _INTEGERS[actual.element_size()]
         bad = actual.view(integers) != value.view(integers)
-        return _Difference(bad=bad, ratio=bad, error=bad)
+        return _Difference(bad=bad, ratio=None)
     wide = actual.double()
     error = torch.where(wide == value, 0.0, (wide - value).abs())  # equal infinities would give NaN
     bound = expected.bounds[name]
     # An infinite error is within an infinite bound only, and then the value has overflowed on its own side.
     within = (error <= bound) & ~(wide.isinf() & (wide.sign() != value.sign()))
     ratio = torch.where((error == 0) | (within & bound.isinf()), 0.0, error / bound)
-    return _Difference(bad=~within, ratio=ratio.nan_to_num(nan=torch.inf, posinf=torch.inf), error=error)
+    return _Difference(bad=~within, ratio=ratio.nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
 def _summary(differences: list[_Difference]) -> list[tuple[int, float]]:
@@ -111,10 +110,12 @@ def _summary(differences: list[_Difference]) -> list[tuple[int, float]]:
         return []
     rows = []
     for difference in differences:
-        if difference.bad.numel() == 0:
-            rows.append(torch.zeros(2, dtype=torch.float64, device=difference.bad.device))
+        count = difference.bad.sum().double()
+        if difference.ratio is None:
+            ratio = torch.where(count > 0, torch.inf, 0.0)
         else:
-            rows.append(torch.stack((difference.bad.sum().double(), difference.ratio.amax().double())))
+            ratio = difference.ratio.amax() if difference.bad.numel() else torch.zeros_like(count)
+        rows.append(torch.stack((count, ratio.double())))
     return [(int(count), ratio) for count, ratio in torch.stack(rows).tolist()]
 
 
@@ -125,7 +126,7 @@ def _describe(name: str, actual: Tensor, expected: Expected, difference: _Differ
     found, due = _take(actual, places), _take(expected.values[name], places)
     bound = torch.zeros_like(found) if expected.exact else expected.bounds[name][places]
     error = torch.where(found == due, 0.0, (found - due).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    ratio = difference.ratio[places].double()
+    ratio = torch.full_like(found, torch.inf) if difference.ratio is None else difference.ratio[places]
     if expected.exact:
         outcome, chosen = Outcome.DIFFERS, torch.ones_like(difference.bad[places])
     else:

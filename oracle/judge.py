@@ -34,16 +34,12 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
         violation = problem.guards.violations()
     except Exception as error:
         return Verdict(outcome=Outcome.CRASHED, case=case, candidate=candidate.name, reason=_last_lines(error))
+    if violation:  # what has changed may be what the answer would be made of
+        return Verdict(outcome=Outcome.OUT_OF_BOUNDS, case=case, candidate=candidate.name, reason=violation)
     expected = evaluate(problem, candidate.contract(case))
     mismatches, ratios = compare(actual, expected, problem)
-    return Verdict(
-        outcome=Outcome.OUT_OF_BOUNDS if violation else _gravest(mismatches),
-        case=case,
-        candidate=candidate.name,
-        reason=violation or "",
-        mismatches=mismatches,
-        ratios=ratios,
-    )
+    outcome = _gravest(mismatches)
+    return Verdict(outcome=outcome, case=case, candidate=candidate.name, mismatches=mismatches, ratios=ratios)
 
 
 def _gravest(mismatches: tuple[Mismatch, ...]) -> Outcome:

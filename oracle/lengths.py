@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .case import ATTENTION_OPERATIONS, Spec
+from .case import ATTENTION_OPERATIONS, BatchShape, Spec
 from .traits import LONG, SPECULATIVE, TILES
 
 Request = tuple[int, int]  # (new tokens, keys)
@@ -63,7 +63,7 @@ COMPILED = Sizes(
     work=(2**22, 2**23, 2**23, 2**24, 2**26),
     pool=2**25,
     interpreted=False,
-    long_share=0.6,
+    long_share=0.38,
     many_share=0.02,
     very_long_share=0.02,
     cases_per_row=6,
@@ -81,6 +81,10 @@ def work(spec: Spec, request: Request, sizes: Sizes) -> int:
         return n * length * spec.num_query_heads
     keys = length if spec.sliding_window is None else min(length, spec.sliding_window + n)
     return spec.num_kv_heads * math.ceil(n * spec.group_size / 32) * math.ceil(keys / 32)
+
+
+def total_work(spec: Spec, batch: BatchShape, sizes: Sizes) -> int:
+    return sum(work(spec, request, sizes) for request in zip(batch.query_lens, batch.seq_lens, strict=True))
 
 
 class Batches:

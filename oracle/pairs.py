@@ -15,6 +15,7 @@ from typing import Any
 from .parameters import CONSTRAINTS, NOT_APPLICABLE, PARAMETERS, Constraint, Parameter, Row, Value, domain
 
 Trait = tuple[str, Value]
+Pair = frozenset[Trait]  # of two parameters
 Accepts = Callable[[Row], bool]
 Order = Callable[[str, tuple[Value, ...], Row], Iterable[Value]]
 Shuffle = Callable[[Sequence[Any]], Sequence[Any]]
@@ -107,12 +108,15 @@ class Model:
         return sum(self.bits.get(trait, 0) for trait in traits)
 
 
-def feasible_pairs(model: Model, witnesses: Iterable[Row] = ()) -> set[frozenset[Trait]]:
+MODEL = Model()  # of the covering array, and of every count of pairs
+
+
+def feasible_pairs(model: Model, witnesses: Iterable[Row] = ()) -> set[Pair]:
     """Every pair of values that some valid row holds; `witnesses` are rows to look at before searching.
 
     A witness counts only after its own check against the constraints, so a wrong one cannot add a pair.
     """
-    found: set[frozenset[Trait]] = set()
+    found: set[Pair] = set()
 
     def take(row: Row) -> None:
         traits = [trait for trait in row.items() if trait[1] != NOT_APPLICABLE]
@@ -129,7 +133,7 @@ def feasible_pairs(model: Model, witnesses: Iterable[Row] = ()) -> set[frozenset
     return found
 
 
-def all_pairs(model: Model) -> Iterator[frozenset[Trait]]:
+def all_pairs(model: Model) -> Iterator[Pair]:
     """Every pair of values of two parameters, feasible or not."""
     for i, first in enumerate(model.parameters):
         for second in model.parameters[:i]:
@@ -153,10 +157,10 @@ class PairCounter:
         for bit, mask in other.seen.items():
             self.seen[bit] = self.seen.get(bit, 0) | mask
 
-    def covered(self, model: Model, pairs: Collection[frozenset[Trait]]) -> int:
+    def covered(self, model: Model, pairs: Collection[Pair]) -> int:
         return len(pairs) - len(self.missing(model, pairs))
 
-    def missing(self, model: Model, pairs: Collection[frozenset[Trait]]) -> list[frozenset[Trait]]:
+    def missing(self, model: Model, pairs: Collection[Pair]) -> list[Pair]:
         bits = model.bits
         return [pair for pair in pairs if not self._holds(*(bits[trait] for trait in pair))]
 

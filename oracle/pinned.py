@@ -36,6 +36,8 @@ CASES: dict[str, Case] = {
     "decompressed": _case("normal", 8, operation="mla_attention_decompressed", nope_head_size=16, **_MLA),
     "update": _case("needle", 9, operation="update_kv_cache", kv_dtype=FLOAT8, scales="tensor", block_size=8),
     "mla update": _case("extreme", 10, operation="update_mla_cache", **_MLA),
+    **{f"extreme {seed}": _case("extreme", seed, dtype="float16", head_size=16) for seed in (100, 101, 102, 103, 104)},
+    **{f"extreme {seed}": _case("extreme", seed, head_size=16) for seed in (105, 107, 109, 116)},
     "merge": _case("extreme", 11, operation="merge_states", dtype="float16", head_size=16),
 }
 

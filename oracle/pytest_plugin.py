@@ -23,8 +23,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--pageproof-device",
         choices=DEVICES,
         default="auto",
-        help="where the oracle runs its cases: auto (the default) takes a CUDA GPU where torch sees one; "
-        "cuda makes it an error to have none",
+        help="where the oracle runs its cases: auto (the default) takes a CUDA GPU where there is one; "
+        "cuda makes it an error to have none, and cpu leaves it alone",
     )
 
 
@@ -46,14 +46,11 @@ def pageproof_device(pytestconfig: pytest.Config) -> torch.device:
 
 
 def chosen_device(config: pytest.Config) -> str:
-    """ "cpu" or "cuda", as --pageproof-device says; a UsageError where it asks for a GPU that torch does not see."""
-    import torch
+    """ "cpu" or "cuda", as --pageproof-device says; a UsageError where it says what this machine cannot do."""
+    from .environment import Unusable, choose_device
 
-    asked = str(config.getoption("--pageproof-device"))
-    if asked == "cpu":
-        return "cpu"
-    if torch.cuda.is_available():
-        return "cuda"
-    if asked == "cuda":
-        raise pytest.UsageError("--pageproof-device cuda: torch sees no CUDA device")
-    return "cpu"
+    asked = config.getoption("--pageproof-device")
+    try:
+        return choose_device(None if asked == "auto" else asked)
+    except Unusable as error:
+        raise pytest.UsageError(f"--pageproof-device {asked}: {error}") from error

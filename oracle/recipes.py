@@ -29,10 +29,12 @@ Arrays = dict[str, NDArray[np.generic]]
 
 VARIANTS = ("large", "floor", "saturated", "tiny", "heavy", "huge_values", "flat", "ladder", "offset")
 
-_NEEDLE_LOGIT = 14.0  # exp(14) outweighs a million ordinary keys
-_FLOOR_LOGIT = 200.0  # below every initial maximum that is not -inf, or at -softcap
-_SATURATED_LOGIT = 300.0
-_LADDER_LOGIT = 60.0
+_LOGITS = {
+    "needle": 14.0,  # exp(14) outweighs a million ordinary keys
+    "floor": -200.0,  # below every initial maximum that is not -inf, or at -softcap
+    "saturated": 300.0,  # and -300
+    "ladder": 60.0,
+}
 _TILES = (32, 64, 128, 256)
 
 
@@ -44,9 +46,10 @@ def variant(case: Case) -> str:
 def plan(case: Case, pages: Pages, slots: Slots) -> Arrays:
     """The small arrays that `shape_` needs on the device."""
     design = variant(case) if case.recipe == "extreme" else case.recipe
-    arrays: Arrays = {}
-    if design in ("needle", "floor", "saturated", "ladder"):
+    arrays: Arrays = {"gains": _gains(case)}
+    if design in _LOGITS:
         arrays["signs"] = _signs(case)
+        arrays["pull"] = _signs(case) * _strengths(case, _LOGITS[design])[:, None]
     if design == "needle":
         arrays["needles"] = needles(case, pages, slots)
     if design == "one_hot":
@@ -59,8 +62,10 @@ def plan(case: Case, pages: Pages, slots: Slots) -> Arrays:
 def shape_(case: Case, values: Values, small: Values) -> None:
     """Turn independent values of q, k and v (MLA: q_pe, k_pe and latent) into the case's recipe, in place."""
     q, k, v = (values[name] for name in _roles(case.spec))
+    if case.spec.scales != "none":
+        k.mul_(small["gains"][:, None] if k.dim() == 3 else small["gains"])  # scores stay near 1, whatever the scales
     if case.recipe == "needle":
-        _align(case, q, k, small["signs"], small["needles"])
+        _align(case, q, k, small)
         v.index_copy_(0, small["needles"], v[small["needles"]] * 4.0)
     elif case.recipe == "one_hot":
         v.copy_(torch.arange(v.shape[-1], device=v.device) == small["columns"][..., None])
@@ -127,22 +132,42 @@ def _rungs(case: Case, pages: Pages, slots: Slots) -> NDArray[np.float32]:
     return rising if host_choice(case.seed, "ladder", 2) else (np.float32(1.0) - rising).astype(np.float32)
 
 
-def _strength(case: Case, logit: float) -> float:
-    """The factor on a key's direction at which a query of the same direction scores `logit`; a multiple of 1/8."""
+def _strengths(case: Case, logit: float) -> NDArray[np.float32]:
+    """[num_kv_heads]: the factor on a key's direction at which a query of the same direction scores `logit`.
+
+    A multiple of 1/8, so that float32 holds it and a product with +-1 exactly.
+    """
     dim = case.spec.rope_head_size if case.spec.is_mla else case.spec.head_size
-    unit = softmax_scale(case.spec) * dim
-    for name, scale in scales(case).items():
-        if name in ("q", "k"):
-            unit *= sum(scale.tolist()) / len(scale)
-    factor = round(8.0 * logit / unit) / 8.0
-    return min(factor, 384.0) if case.spec.kv_dtype == FLOAT8 else factor
+    strengths = np.round(8.0 * logit / (softmax_scale(case.spec) * dim * _score_scales(case))) / 8.0
+    largest = 384.0 if case.spec.kv_dtype == FLOAT8 else 2.0**15
+    return np.clip(strengths, -largest, largest).astype(np.float32)
 
 
-def _align(case: Case, q: Tensor, k: Tensor, signs: Tensor, rows: Tensor) -> None:
-    """Turn all queries into their head's direction, and these keys as well, strongly enough to win."""
-    _by_kv_head(case, q).add_(signs[:, None])
-    direction = signs if k.dim() == 3 else signs[0]
-    k.index_copy_(0, rows, k[rows] * 0.25 + direction * _strength(case, _NEEDLE_LOGIT))
+def _score_scales(case: Case) -> NDArray[np.float64]:
+    """[num_kv_heads]: q's scale times k's."""
+    factors = scales(case)
+    product = np.ones(case.spec.num_kv_heads)
+    for name in factors.keys() & {"q", "k"}:
+        product = product * factors[name].astype(np.float64)
+    return product
+
+
+def _gains(case: Case) -> NDArray[np.float32]:
+    """[num_kv_heads]: the power of two that undoes the scales' effect on a score, to within a factor of 1.42."""
+    mantissas, exponents = np.frexp(_score_scales(case))
+    return np.ldexp(1.0, (mantissas < 0.7072) - exponents).astype(np.float32)
+
+
+def _align(case: Case, q: Tensor, k: Tensor, small: Values) -> None:
+    """Turn all queries into their head's direction, and the needles among the keys, strongly enough to win."""
+    _by_kv_head(case, q).add_(small["signs"][:, None])
+    rows = small["needles"]
+    k.index_copy_(0, rows, k[rows] * 0.25 + _of_rows(small["pull"], k))
+
+
+def _of_rows(by_head: Tensor, k: Tensor) -> Tensor:
+    """[num_kv_heads, dim] as rows of k have it: MLA's rows have no heads."""
+    return by_head if k.dim() == 3 else by_head[0]
 
 
 def _by_kv_head(case: Case, q: Tensor) -> Tensor:
@@ -154,9 +179,11 @@ def _shape_extreme(case: Case, values: Values, small: Values) -> None:
     q, k, v = (values[name] for name in _roles(case.spec))
     design = variant(case)
     if design == "large":
-        q.mul_(8.0)
-        k.mul_(8.0)
-    elif design in ("floor", "saturated", "ladder"):
+        for tensor in (q, k):
+            tensor.mul_(8.0)
+        if "q_nope" in values:
+            values["q_nope"].mul_(16.0)  # the latent stays as it is: it is the value too
+    elif design in _LOGITS:
         _lean(case, design, q, k, small)
     elif design == "tiny":
         for tensor in (q, k, v):
@@ -175,17 +202,13 @@ def _shape_extreme(case: Case, values: Values, small: Values) -> None:
 
 def _lean(case: Case, design: str, q: Tensor, k: Tensor, small: Values) -> None:
     """Give every key a score that is set beforehand, by its direction; the noise around it is a tenth of it."""
-    signs = small["signs"]
-    _by_kv_head(case, q).mul_(0.25).add_(signs[:, None])
-    direction = signs if k.dim() == 3 else signs[0]
-    if design == "floor":
-        k.mul_(0.25).sub_(direction * _strength(case, _FLOOR_LOGIT))
-    elif design == "ladder":
-        rungs = small["rungs"].view(-1, *[1] * (k.dim() - 1))
-        k.mul_(0.25).add_(direction * _strength(case, _LADDER_LOGIT) * rungs)
-    else:
-        side = torch.where(k[..., :1] < 0, -1.0, 1.0)
-        k.mul_(0.25).add_(direction * _strength(case, _SATURATED_LOGIT) * side)
+    _by_kv_head(case, q).mul_(0.25).add_(small["signs"][:, None])
+    pull = _of_rows(small["pull"], k)
+    if design == "ladder":
+        pull = pull * small["rungs"].view(-1, *[1] * (k.dim() - 1))
+    elif design == "saturated":
+        pull = pull * torch.where(k[..., :1] < 0, -1.0, 1.0)
+    k.mul_(0.25).add_(pull)
 
 
 def _huge(case: Case) -> float:

@@ -48,7 +48,8 @@ def sinks(case: Case) -> Floats:
 def scales(case: Case) -> dict[str, Floats]:
     """The scale of every float8 tensor, [1] or [num_kv_heads]: odd numbers over 128 (over 2048 for out).
 
-    No two are equal, and none is 1 or a power of two: a scale that is dropped, swapped or squared shows.
+    Before that division none is a power of two or between 0.76 and 1.27, and any two are 1.5% apart or more: a
+    scale that is dropped, swapped or squared shows.
     """
     spec = case.spec
     dtypes = {"q": spec.q_dtype, "k": spec.kv_dtype, "out": spec.out_dtype}
@@ -58,8 +59,10 @@ def scales(case: Case) -> dict[str, Floats]:
     if spec.scales == "none" or not names:
         return {}
     count = spec.num_kv_heads if spec.scales == "head" else 1
-    order = np.argsort(host_hashes(case.seed, "scales", len(names) * count + 60), kind="stable")
-    values = (2 * order + 19).astype(np.float32) / np.float32(128.0)
+    needed = len(names) * count
+    numerators = np.concatenate((np.arange(37, 98, 6), np.arange(163, 163 + 6 * (needed + 7), 6)))
+    order = np.argsort(host_hashes(case.seed, "scales", len(numerators)), kind="stable")
+    values = numerators[order].astype(np.float32) / np.float32(128.0)
     parts = {name: values[i * count : (i + 1) * count] for i, name in enumerate(names)}
     if "out" in parts:
         parts["out"] = parts["out"] / np.float32(16.0)  # outputs are averages: smaller than what is averaged

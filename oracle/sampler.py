@@ -8,13 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .case import FLOAT8, BatchShape, Case, Spec
 from .case_rules import why_invalid
-from .lengths import LONG, Batches, Sizes, spread
+from .lengths import Batches, Sizes, spread, total_work
 from .pairs import Model
 from .parameters import BY_NAME, NONE, NOT_APPLICABLE, SAME, Row, Value
-from .traits import NEAR_TILES
+from .traits import LONG, NEAR_TILES
 
 HEAD_SIZES = (16, 32, 64, 80, 96, 128, 192, 256, 288)
 WIDE_WINDOWS = ("longest-1", "longest", "longest+1", "large", "inside")
@@ -73,6 +74,10 @@ def row_group(seed: int, index: int, row: Row, sizes: Sizes) -> Group:
     return Group(seed=seed, index=index, row=tuple(row.items()), count=sizes.cases_per_row)
 
 
+def random_group(seed: int, index: int, sizes: Sizes) -> Group:
+    return Group(seed=seed, index=index, count=sizes.cases_per_key)
+
+
 def random_row(model: Model, rng: random.Random, fixed: Row | None = None) -> Row:
     """A valid row by swarm: every feature on or off by a coin, then one of its values."""
     row = model.complete(fixed or {}, lambda name, values, _row: _by_weight(rng, name, values))
@@ -103,8 +108,6 @@ def _affordable_case(model: Model, base: Row, rng: random.Random, sizes: Sizes) 
     for name, value in base.items():
         if BY_NAME[name].within_key == "on" and value in (NONE, NOT_APPLICABLE):
             fixed[name] = value
-    if base["block_size"] in (128, 256) and sizes.interpreted and base["shared_blocks"] is True:
-        fixed["shared_blocks"] = False  # two requests of whole pages would cost seconds
 
     def order(name: str, values: tuple[Value, ...], _row: Row) -> list[Value]:
         stays_on = BY_NAME[name].within_key == "on"
@@ -113,10 +116,14 @@ def _affordable_case(model: Model, base: Row, rng: random.Random, sizes: Sizes) 
             ordered.sort(key=lambda value: value not in WIDE_WINDOWS)
         return ordered
 
-    row = model.complete(fixed, order)
-    if row is None:
-        raise ValueError(f"row: found no way to complete {fixed}, expected one: the row it comes from is valid")
-    return realise(row, rng, sizes, long=long)
+    for _ in range(REDRAWS):
+        row = model.complete(fixed, order)
+        if row is None:
+            raise ValueError(f"row: found no way to complete {fixed}, expected one: the row it comes from is valid")
+        case = realise(row, rng, sizes, long=long)
+        if total_work(case.spec, case.batch, sizes) <= 2 * max(sizes.work):
+            break  # what two requests share may be pages so large that they cost more than the rest of the case
+    return case
 
 
 def realise(row: Row, rng: random.Random, sizes: Sizes, *, long: bool | None = None) -> Case:
@@ -185,13 +192,16 @@ def _spec(row: Row, rng: random.Random) -> Spec:
     )
 
 
-def _head_sizes(row: Row, rng: random.Random) -> dict[str, int]:
+def _head_sizes(row: Row, rng: random.Random) -> dict[str, Any]:
     if row["kv_lora_rank"] != NOT_APPLICABLE:
         names = {"head_size": "kv_lora_rank", "rope_head_size": "rope_head_size"}
         names |= {"nope_head_size": "nope_head_size", "head_size_v": "v_head_dim"}
         return {field: int(row[name]) for field, name in names.items() if row[name] != NOT_APPLICABLE}
     head_size = int(row["head_size"])
-    sizes = {"smaller": [n for n in HEAD_SIZES if n < head_size] or [8], "larger": [n for n in HEAD_SIZES if n > head_size]}
+    sizes = {
+        "smaller": [n for n in HEAD_SIZES if n < head_size] or [8],
+        "larger": [n for n in HEAD_SIZES if n > head_size],
+    }
     return {"head_size": head_size, "head_size_v": rng.choice(sizes.get(str(row["head_size_v"]), [head_size]))}
 
 
@@ -206,7 +216,11 @@ def _measured(spec: Spec, row: Row, batch: BatchShape, rng: random.Random) -> Sp
     large = longest + rng.choice((2, 3, 100, 2**31 - 1 - longest))
     windows = {"longest-1": max(1, longest - 1), "longest": longest, "longest+1": longest + 1}
     windows |= {"inside": inside, "large": large}
-    widths = {"exact": widest, "narrow": rng.randint(1, max(1, min(64, widest - 1))), "wide": widest + rng.randint(1, 8)}
+    widths = {
+        "exact": widest,
+        "narrow": rng.randint(1, max(1, min(64, widest - 1))),
+        "wide": widest + rng.randint(1, 8),
+    }
     return replace(
         spec,
         sliding_window=windows.get(str(row["sliding_window"]), spec.sliding_window),

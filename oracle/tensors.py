@@ -145,7 +145,7 @@ def _place_inputs(
 
 def _weight_unit(spec: Spec) -> float:
     """A power of two near one over the root of kv_lora_rank: projected rows are as large as latent ones."""
-    return float(2.0 ** -round(np.log2(spec.head_size) / 2))
+    return float(2.0 ** -(spec.head_size.bit_length() // 2))
 
 
 def _place_caches(

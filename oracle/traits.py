@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .case import ATTENTION_OPERATIONS, BatchShape, Case, Spec
-from .parameters import BY_NAME, FLOAT8, NONE, SAME, Value
+from .case import ATTENTION_OPERATIONS, FLOAT8, BatchShape, Case, Spec
+from .parameters import BY_NAME, NONE, SAME, Value
 
 TILES = (16, 32, 64, 128)
 NEAR_TILES = frozenset(tile + delta for tile in TILES for delta in (-1, 0, 1))
@@ -22,7 +22,7 @@ LONG = 1024  # keys of a case that counts as long
 def traits(case: Case) -> frozenset[tuple[str, Value]]:
     """(parameter, value) for everything that applies to this case."""
     spec = case.spec
-    found = {("operation", spec.operation), ("recipe", case.recipe)}
+    found: set[tuple[str, Value]] = {("operation", spec.operation), ("recipe", case.recipe)}
     found.update((name, value) for name, value in _plain(spec))
     found.update(("batch", kind) for kind in batch_kinds(case.batch))
     found.add(("padding", _padding(case.batch)))

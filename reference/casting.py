@@ -1,8 +1,8 @@
 """float64 to the stored formats with one rounding, which torch's own cast does not promise.
 
 torch casts float64 to float16, bfloat16 and float8 by way of float32, so a value can be rounded twice: 1 + 2**-8
-+ 2**-40 becomes the tie 1 + 2**-8 in float32 and then 1 in bfloat16, where 1 + 2**-7 is nearest. And torch turns
-what exceeds float8_e4m3fn into NaN, where the contract saturates.
++ 2**-40 becomes the tie 1 + 2**-8 in float32 and then 1 in bfloat16, where 1 + 2**-7 is nearest. What
+exceeds float8_e4m3fn became NaN in older versions of torch and saturates in newer ones; the contract saturates.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def update_kv_cache(
     key [N, num_kv_heads, head_size] and value [N, num_kv_heads, head_size_v], N >= num_tokens (rows past
     slot_mapping's are padding), slot_mapping [num_tokens] int64; caches as in `attention`, written in place
     whatever their strides, every other byte untouched. A cache has key's dtype, or is float8_e4m3fn and gets
-    x / scale: IEEE division in float32, clamped to +-448, rounded to nearest even, NaN kept.
+    x / scale: IEEE division in float32, clamped to +-448, rounded to nearest even, NaN kept. Only scales.k and
+    scales.v play a part.
 
     A slot that occurs twice is the caller's error: either row may win. Raises ValueError or TypeError on bad
     input; slots are looked at only with `validate`.

@@ -27,6 +27,7 @@ class Simulated:
     arithmetic: NumericContract = field(default_factory=NumericContract)
     fault: str = ""
     seed: int = 0
+    tensor_core: bool = False  # sums of products as a tensor core makes them, to the bits of u_score and u_value
 
     @property
     def name(self) -> str:
@@ -49,6 +50,8 @@ class Simulated:
             o, row_lse = step.answer()
             if self.fault == "last token not written":
                 stop -= 1
+            if self.fault == "empty rows left as they were" and bool((row_lse == -math.inf).all()):
+                continue
             out[first:stop] = step.cast(o[: stop - first])
             lse[first:stop] = row_lse[: stop - first] * (LOG2E if self.fault == "lse in base 2" else 1.0)
         out[starts[-1] :] = torch.zeros_like(out[starts[-1] :])
@@ -59,6 +62,21 @@ class Simulated:
         generator = torch.Generator().manual_seed(self.seed + x.numel())
         jitter = torch.where(x == 0, 0.0, 2 * torch.rand(x.shape, generator=generator) - 1)
         return torch.exp(x) * (1 + 0.9 * self.arithmetic.exp_error * jitter)
+
+
+def add_aligned(total: Tensor, products: Tensor, u: float) -> Tensor:
+    """total [H, T, N] float32 plus products [H, T, 16, N] float64 in one step of a tensor core.
+
+    All addends are cut to the lowest bit that the largest of them has in a significand of 1 - log2(u) bits, and
+    the sum is cut to float32: neither is rounded to nearest.
+    """
+    addends = torch.cat((total.double()[:, :, None], products), dim=2)
+    exponent = torch.frexp(addends.abs().amax(dim=2, keepdim=True)).exponent
+    bit = u * torch.exp2(exponent.double() - 1)
+    exact = ((addends / bit).trunc() * bit).sum(dim=2)
+    rounded = exact.float()
+    outwards = rounded.double().abs() > exact.abs()
+    return torch.where(outwards, torch.nextafter(rounded, torch.zeros(())), rounded)
 
 
 class _Step:
@@ -97,7 +115,8 @@ class _Step:
         o, lse = parts[0] if len(parts) == 1 else self.merge(parts)
         if self.rules.sinks is not None and self.arithmetic.late_sink:
             o, lse = self.add_sink(o, lse)
-        return o.permute(1, 0, 2) * self.per_head(self.value_scale)[:, None], lse.T
+        value_scale = None if self.fault == "value scale left out" else self.value_scale
+        return o.permute(1, 0, 2) * self.per_head(value_scale)[:, None], lse.T
 
     def cast(self, o: Tensor) -> Tensor:
         if self.scales is not None and self.scales.out is not None:
@@ -138,6 +157,16 @@ class _Step:
         rows = elements[blocks.clamp(0, cache.shape[0] - 1), self.keys % block_size]
         return rows.view(cache.dtype).float()
 
+    def dot(self, a: Tensor, b: Tensor, u: float, start: Tensor | None = None) -> Tensor:
+        """start + a @ b: [H, T, K], [H, K, N] to [H, T, N]."""
+        if not self.kernel.tensor_core:
+            return a @ b if start is None else start + a @ b
+        total = torch.zeros(*a.shape[:2], b.shape[2]) if start is None else start
+        for first in range(0, a.shape[2], 16):
+            products = a[:, :, first : first + 16, None].double() * b[:, None, first : first + 16].double()
+            total = add_aligned(total, products, u)
+        return total
+
     def per_head(self, scale: Tensor | None) -> Tensor:
         """[H]: the factor of each query head."""
         if scale is None:
@@ -160,7 +189,8 @@ class _Step:
             factor = self.per_head(self.scales.q) * self.per_head(self.scales.k)
             if fault == "key scale squared":
                 factor = factor * self.per_head(self.scales.k)
-        x = torch.einsum("thd,lhd->htl", self.q, k) * (factor * rules.softmax_scale)[:, None, None]
+        x = self.dot(self.q.transpose(0, 1), k.permute(1, 2, 0), self.arithmetic.u_score)
+        x = x * (factor * rules.softmax_scale)[:, None, None]
         bias = self.bias()
         if rules.softcap is None or fault == "softcap left out":
             s = x + bias
@@ -232,7 +262,8 @@ class _Step:
             total = total * rescale + (narrow if self.arithmetic.cast_denominator else p).sum(2)
             if self.fault == "no rescale of the accumulator":
                 rescale = torch.ones_like(rescale)
-            values = values * rescale[..., None] + torch.einsum("htl,lhd->htd", narrow, v[start : start + size])
+            tile_values = v[start : start + size].transpose(0, 1)
+            values = self.dot(narrow, tile_values, self.arithmetic.u_value, values * rescale[..., None])
             maximum = highest
         o = values / torch.where(total > 0, total, 1.0)[..., None]
         lse = torch.where(takes_all, math.inf, maximum + torch.log(total))

@@ -122,13 +122,16 @@ def test_float8_store_divides_clamps_and_rounds_to_even(layout: Callable, scaled
 
 
 def test_the_quotient_is_divided_not_multiplied_by_a_reciprocal() -> None:
-    """18.0 / 0.3 in float32 is 60.0, the tie between 56 and 64; times the rounded reciprocal it is less."""
-    scale = torch.tensor(0.3)
-    key = torch.tensor([18.0, 0.3 * 60]).view(1, 1, 2)
-    quotient = key / scale
-    cache = torch.zeros(1, 1, 1, 2).to(FLOAT8)
-    update_kv_cache(key, key, cache, cache.clone(), torch.tensor([0]), scales=Scales(k=scale, v=scale))
-    assert cache.float().flatten().tolist() == [nearest_float8(x) for x in quotient.flatten().tolist()]
+    """On quotients near ties the two land on different values."""
+    scales = torch.rand(64, generator=torch.Generator().manual_seed(0)) + 0.1
+    grid = torch.arange(8, 126, dtype=torch.uint8).view(FLOAT8).float()
+    key = (grid[1:] + grid[:-1]) / 2 * scales[:, None]
+    cache = torch.zeros(1, 1, 64, key.shape[1]).to(FLOAT8)
+    store = Scales(k=scales, v=scales)
+    update_kv_cache(key[None], key[None], cache.clone(), cache, torch.tensor([0]), scales=store)
+    divided, multiplied = key / scales[:, None], key * (1 / scales)[:, None]
+    assert int((divided.to(FLOAT8).float() != multiplied.to(FLOAT8).float()).sum()) > 100
+    assert torch.equal(bits(cache[0, 0]), bits(divided.to(FLOAT8)))
 
 
 @pytest.mark.parametrize("cache_dtype", [torch.bfloat16, FLOAT8])

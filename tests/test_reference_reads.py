@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pageproof.reference import Batch, Rules, attention
+from pageproof.reference.attention import attention_rows
 from pageproof.reference.chunks import costs
 from pageproof.reference.rows import place_groups
 
@@ -110,6 +111,20 @@ def test_an_infinite_sink_takes_all_the_weight_and_a_negative_one_none() -> None
     assert live > 0
     assert bool((out == 0).all())
     assert bool((lse[:live] == torch.inf).all())
+
+
+@pytest.mark.parametrize("seed", range(700, 730))
+def test_every_intermediate_is_defined_and_the_shares_add_up(seed: int) -> None:
+    """What an error bound is made from: no NaN in it anywhere, invisible keys included."""
+    problem = draw(seed)
+    for part in attention_rows(*problem.arguments):
+        for tensor in (part.rows.q, part.rows.k, part.rows.v, part.scores.x, part.scores.y, part.scores.bias, part.out):
+            assert tensor is None or bool(tensor.isfinite().all())
+        weights = part.weights
+        shares = weights.p.sum(dim=-1) + weights.p_sink
+        close(shares, (weights.lse > -torch.inf).double(), 1e-14)
+        assert bool((weights.p >= 0).all())
+        assert bool((weights.p.movedim(3, 1)[~part.rows.valid] == 0).all())
 
 
 @pytest.mark.parametrize("num_tokens", [0, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from ..candidate import Candidate
 
@@ -35,7 +36,7 @@ def find(target: str) -> Candidate:
 
 
 def _imported(module: str, attribute: str) -> Candidate:
-    found = importlib.import_module(module)
+    found: Any = importlib.import_module(module)
     for name in attribute.split("."):
         if not hasattr(found, name):
             raise ValueError(f"target: found no {name!r} in {module}, expected {TARGETS}")

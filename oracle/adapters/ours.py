@@ -44,7 +44,7 @@ class Ours:
             arithmetic=launch.TORCH_DTYPES[arithmetic],
             rope_size=spec.rope_head_size,
         )
-        tiles = [tuning.attention_tiles(prefill=prefill, row_bytes=shape.row_bytes) for prefill in (True, False)]
+        tiles = [shape.tiles(prefill=prefill) for prefill in (True, False)]
         # A float32 product is a chain of fused multiply-adds; the tensor cores' sums truncate.
         u_sum = 2.0**-24 if arithmetic == "float32" else 2.0**-23
         u_projected = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[arithmetic]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ...reference.attention import attention
@@ -11,7 +12,7 @@ from ...reference.mla import mla_attention, mla_attention_decompressed
 from ..candidate import NumericContract
 from ..case import Case
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[..., Any]] = {
     "attention": attention,
     "mla_attention": mla_attention,
     "mla_attention_decompressed": mla_attention_decompressed,

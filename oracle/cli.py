@@ -1,0 +1,149 @@
+"""The command line: `fuzz` runs a campaign, `replay` judges one case again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import campaign, progress, report
+from .adapters import TARGETS, find
+from .case import Case
+from .case_rules import why_invalid
+from .environment import DEVICES, Unusable, choose_device, set_variables
+from .summary import JUDGE, Options
+from .verdict import Outcome, Verdict
+from .worker import ORACLE_FAILED, load_judge
+
+AGREES, DIFFERS, UNUSABLE, CANNOT_RUN, INTERNAL, INTERRUPTED = 0, 1, 2, 125, 128, 130
+
+_REPLAY_STATUS = """exit status: 0 agrees, 1 differs, 125 cannot run here (declined, no such device or target, not a
+case), 128 and above a fault of the oracle itself: what `git bisect run` expects"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand; the exit status."""
+    options = _parser().parse_args(arguments)
+    status: int = options.run(options)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pageproof.oracle", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    fuzz = commands.add_parser(
+        "fuzz",
+        help="judge random cases until the time is up",
+        epilog="exit status: 0 all cases agree, 1 findings, 2 wrong usage or nothing to run on",
+    )
+    fuzz.set_defaults(run=_fuzz)
+    fuzz.add_argument("--seconds", type=_positive(float), default=60.0, help="wall clock, start included (60)")
+    fuzz.add_argument("--seed", type=_natural, default=0, help="the same seed draws the same cases (0)")
+    fuzz.add_argument("--cases", type=_positive(int), help="stop after so many cases")
+    fuzz.add_argument("--workers", type=_positive(int), help="processes (one per core; on a GPU at most 8 for each)")
+    fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
+    fuzz.add_argument(
+        "--findings", type=Path, default=Path("findings"), metavar="DIR", help="for failing cases (findings)"
+    )
+    replay = commands.add_parser("replay", help="judge one case again", epilog=_REPLAY_STATUS)
+    replay.set_defaults(run=_replay)
+    replay.add_argument("case", metavar="CASE.json", help="what fuzz wrote; - for standard input")
+    replay.add_argument("--in-process", action="store_true", help="without a process of its own: for debuggers")
+    for command in (fuzz, replay):
+        command.add_argument("--target", default="ours", help=f"{TARGETS} (ours)")
+        command.add_argument("--device", choices=DEVICES, help="where to run (a GPU where there is one)")
+    return parser
+
+
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"found {text}, expected more than 0")
+        return value
+
+    return read
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"found {text}, expected at least 0")
+    return value
+
+
+def _fuzz(arguments: argparse.Namespace) -> int:
+    names = ("target", "device", "seconds", "seed", "workers", "cases", "findings")
+    options = Options(**{name: getattr(arguments, name) for name in names})
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        return _stop("fuzz", f"--json: there is no folder {arguments.json.parent}", UNUSABLE)
+    try:
+        with progress.make() as watch:
+            summary = campaign.run(options, watch)
+    except Unusable as error:
+        return _stop("fuzz", error, UNUSABLE)
+    print(report.closing(summary), flush=True)
+    if arguments.json is not None:
+        arguments.json.write_text(report.to_json(summary))
+    if summary.broken:
+        return _stop("fuzz", summary.broken, UNUSABLE)
+    if len(summary.findings):
+        return DIFFERS
+    if summary.interrupted:
+        return INTERRUPTED
+    return AGREES if summary.tally.cases else _stop("fuzz", "no case was judged in this time", UNUSABLE)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    try:
+        case = _read(arguments.case)
+        device = choose_device(arguments.device)
+        judge = _judge_here if arguments.in_process else _judge_apart
+        verdict = judge(case, arguments.target, device)
+    except (Unusable, OSError, ValueError) as error:
+        return _stop("replay", error, CANNOT_RUN)
+    except Exception:
+        traceback.print_exc()
+        return INTERNAL
+    print(verdict.explain())
+    if verdict.outcome is Outcome.DECLINED:
+        return CANNOT_RUN
+    if verdict.reason.startswith(ORACLE_FAILED):
+        return INTERNAL
+    return DIFFERS if verdict.failed else AGREES
+
+
+def _read(name: str) -> Case:
+    """The case in a file or on standard input; a ValueError says what is wrong with it."""
+    case = Case.from_json(sys.stdin.read() if name == "-" else Path(name).read_text())
+    reason = why_invalid(case)
+    if reason is not None:
+        raise ValueError(f"{name}: {reason}")
+    return case
+
+
+def _judge_apart(case: Case, target: str, device: str) -> Verdict:
+    """In a process of its own, so that a crash or a hang is a verdict as well."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = Options(target=target, device=device, given=(case,), findings=Path(folder) / "findings")
+        return campaign.run(options).verdicts[0]
+
+
+def _judge_here(case: Case, target: str, device: str) -> Verdict:
+    set_variables(device)
+    try:
+        candidate = find(target)
+    except Exception as error:
+        raise Unusable(f"--target {target}: {type(error).__name__}: {error}") from error
+    try:
+        return load_judge(JUDGE)(case, candidate, device)
+    except Exception as error:
+        raise RuntimeError(ORACLE_FAILED) from error
+
+
+def _stop(command: str, reason: object, status: int) -> int:
+    print(f"{command}: {reason}", file=sys.stderr)
+    return status

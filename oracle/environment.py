@@ -1,0 +1,106 @@
+"""Where a campaign runs: which device, which versions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+DEVICES = ("cpu", "cuda")
+
+_SHOWN = ("torch", "triton", "numpy")
+
+
+class Unusable(Exception):
+    """The device that was asked for cannot be used here; the message says what to do about it."""
+
+
+def choose_device(asked: str | None) -> str:
+    """ "cpu" or "cuda": what was asked for, or a GPU if torch sees one, or the CPU if the machine has none.
+
+    A GPU that torch does not see is an error unless the CPU was asked for: a campaign that quietly went to the CPU
+    would report on the wrong machine. Does not initialise CUDA in this process.
+    """
+    if asked == "cpu":
+        return "cpu"
+    if visible_gpus():
+        return "cuda"
+    devices = nvidia_devices()
+    if devices:
+        raise Unusable(
+            f"this machine has an NVIDIA device ({devices[0]}) and torch {torch.__version__} sees none: {_remedy()}; "
+            "or pass --device cpu to go on without it, through the Triton interpreter"
+        )
+    if asked == "cuda":
+        raise Unusable("--device cuda: there is no NVIDIA device on this machine; --device cpu needs none")
+    return "cpu"
+
+
+def visible_gpus() -> int:
+    """How many GPUs torch sees, asked without initialising CUDA where the driver's library can be asked."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def nvidia_devices() -> list[str]:
+    """Signs of NVIDIA hardware that need no library to be read."""
+    nodes = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    return [str(path) for path in nodes or sorted(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def _remedy() -> str:
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA; install a CUDA build of it (pip's default on Linux is one)"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
+        return f"look at CUDA_VISIBLE_DEVICES, which is {os.environ['CUDA_VISIBLE_DEVICES']!r} here"
+    return f"it is built for CUDA {torch.version.cuda}; look whether the driver is that new and nvidia-smi works"
+
+
+@contextlib.contextmanager
+def variables_for(device: str) -> Iterator[None]:
+    """The environment in which worker processes start: on a CPU, Triton reads TRITON_INTERPRET at its import."""
+    held = os.environ.get("TRITON_INTERPRET")
+    set_variables(device)
+    try:
+        yield
+    finally:
+        os.environ.pop("TRITON_INTERPRET", None)
+        if held is not None:
+            os.environ["TRITON_INTERPRET"] = held
+
+
+def set_variables(device: str) -> None:
+    """For good, in this process: before anything imports Triton."""
+    if device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"
+    else:
+        os.environ.pop("TRITON_INTERPRET", None)
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package and what it computes with; "absent" for what is not installed."""
+    return {"python": platform.python_version(), "pageproof": _version("pageproof", "checkout")} | {
+        name: _version(name, "absent") for name in _SHOWN
+    }
+
+
+def _version(name: str, otherwise: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return otherwise
+
+
+def describe_device(device: torch.device) -> str:
+    """One line; on a GPU this initialises CUDA."""
+    if device.type == "cpu":
+        return f"cpu ({platform.machine()}, {os.cpu_count()} cores), Triton interpreted"
+    properties = torch.cuda.get_device_properties(device)
+    memory = properties.total_memory / 2**30
+    capability = f"sm_{properties.major}{properties.minor}"
+    return f"{device}: {properties.name}, {capability}, {properties.multi_processor_count} SMs, {memory:.0f} GiB"

@@ -1,0 +1,227 @@
+"""A worker process: judges groups of cases, and says in a file which case it is at.
+
+A worker is expendable. A CUDA fault poisons its process, a wild write may kill it, a kernel may never return: the
+campaign then learns from the in-flight file which case did it and starts another worker.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .adapters import find
+from .candidate import Candidate
+from .case import Case
+from .environment import describe_device
+from .findings import Failure, Findings, Signature
+from .lengths import COMPILED, INTERPRETED, Sizes
+from .offers import Plan, make_plan
+from .pairs import MODEL, Model, Trait
+from .sampler import Group
+from .tally import Tally
+from .verdict import Outcome, Verdict
+
+Judge = Callable[[Case, Candidate, torch.device | str], Verdict]
+
+REPORT_SECONDS = 0.5
+DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
+ORACLE_FAILED = "the oracle itself failed"
+OUT_OF_MEMORY = "out of device memory, beside the other workers' cases"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a worker is told once."""
+
+    number: int
+    target: str
+    device: str
+    judge: str  # module:function
+    inflight: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """Work out which rows the campaign starts with; needs the candidate, which only workers have."""
+
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A group, or what is left of it after a worker died in it."""
+
+    group: Group
+    start: int = 0
+    skip: frozenset[int] = frozenset()  # positions of cases that killed a worker
+    deaths: int = 0  # of workers, in this group
+    banned: frozenset[Trait] = frozenset()
+    stop_at: float = float("inf")  # time.monotonic(), which all processes share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """The worker cannot work at all: no such target, no such device, or a fault of the oracle's outside of a case."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    plan: Plan
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What was judged since the last report, up to a position of the group."""
+
+    position: int
+    tally: Tally = field(default_factory=Tally)
+    failures: list[Failure] = field(default_factory=list)  # new kinds, or smaller ones of their kind
+    repeats: Counter[Signature] = field(default_factory=Counter)  # more of what was reported before
+    verdicts: list[Verdict] = field(default_factory=list)  # where the group was given, not drawn
+    done: bool = False  # with the group
+    lost: bool = False  # the device: the process ends after this report
+
+
+def main(connection: Connection, setup: Setup, clock: Any) -> None:
+    """Answer messages until the campaign hangs up. `clock` is shared: [start of the case at work, its position]."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the campaign stops its workers itself
+    torch.set_num_threads(1)
+    try:
+        worker = _Worker(connection, setup, clock)
+        connection.send(Ready(notes=worker.notes()))
+    except Exception as error:
+        connection.send(Refused(reason=f"{type(error).__name__}: {error}"))
+        return
+    try:
+        while (message := connection.recv()) is not None:
+            if isinstance(message, PlanRequest):
+                connection.send(worker.plan(message))
+            else:
+                worker.run(message)
+    except (EOFError, BrokenPipeError):
+        return  # the campaign is gone
+    except Exception:
+        connection.send(Refused(reason=traceback.format_exc()))
+
+
+def load_judge(path: str) -> Judge:
+    module, _, name = path.partition(":")
+    judge: Judge = getattr(importlib.import_module(module, __package__), name)
+    return judge
+
+
+class _Worker:
+    def __init__(self, connection: Connection, setup: Setup, clock: Any) -> None:
+        self.connection, self.setup, self.clock = connection, setup, clock
+        self.device = torch.device(setup.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.candidate = find(setup.target)
+        self.judge = load_judge(setup.judge)
+        self.sizes: Sizes = COMPILED if self.device.type == "cuda" else INTERPRETED
+        self.known = Findings()
+
+    def notes(self) -> tuple[str, ...]:
+        """Lines about the device, and what the candidate says of where it runs."""
+        notes = getattr(self.candidate, "notes", list)
+        return (describe_device(self.device), *notes())
+
+    def plan(self, request: PlanRequest) -> Planned | Refused:
+        try:
+            return Planned(plan=make_plan(self.candidate, request.seed, self.sizes))
+        except ValueError as error:
+            return Refused(reason=str(error))
+
+    def run(self, task: Assignment) -> None:
+        report, sent = Report(position=task.start), time.monotonic()
+        cases = task.group.cases(Model(extra=True, banned=task.banned), self.sizes)
+        for position, case in enumerate(cases):
+            now = time.monotonic()
+            if now >= task.stop_at:
+                break
+            if position < task.start or position in task.skip:
+                continue
+            if now - sent >= REPORT_SECONDS:
+                self.connection.send(report)
+                report, sent = Report(position=position), now
+            self._take_off(case, position)
+            verdict = self._verdict(case)
+            self._note(report, verdict)
+            if task.group.given:
+                report.verdicts.append(verdict)
+            report.position = position + 1
+            if report.lost:
+                self.connection.send(report)
+                os._exit(DEVICE_LOST)
+        report.done = True
+        self.connection.send(report)
+
+    def _note(self, report: Report, verdict: Verdict) -> None:
+        report.tally.add(verdict, MODEL)
+        if verdict.failed:
+            failure = Failure.of(verdict)
+            if self.known.add(failure):
+                report.failures.append(failure)
+            else:
+                report.repeats[failure.signature] += 1
+            report.lost = verdict.outcome is Outcome.CRASHED and self._device_is_lost()
+        self.clock[0] = 0.0
+        if verdict.case.spec.far_pages and self.device.type == "cuda" and not report.lost:
+            torch.cuda.empty_cache()  # gigabytes that no other case needs
+
+    def _take_off(self, case: Case, position: int) -> None:
+        """Say which case is at work: in a file, because nothing else of a dead process is left."""
+        scratch = self.setup.inflight.with_suffix(".tmp")
+        scratch.write_text(case.to_json())
+        os.replace(scratch, self.setup.inflight)
+        self.clock[1] = position
+        self.clock[0] = time.monotonic()
+
+    def _verdict(self, case: Case) -> Verdict:
+        for attempt in range(2):
+            try:
+                verdict = self.judge(case, self.candidate, self.device)
+            except torch.OutOfMemoryError as error:
+                verdict = self._crash(case, error)
+            except Exception as error:
+                return self._crash(case, error)
+            if not (verdict.outcome is Outcome.CRASHED and "OutOfMemoryError" in verdict.reason):
+                return verdict
+            if attempt == 0:
+                torch.cuda.empty_cache()
+        return Verdict(outcome=Outcome.DECLINED, case=case, candidate=self.candidate.name, reason=OUT_OF_MEMORY)
+
+    def _crash(self, case: Case, error: Exception) -> Verdict:
+        """An error that left the judge: the oracle's own, unless the device failed after the candidate had run."""
+        lines = "".join(traceback.format_exception(error))
+        whose = "the device failed" if "CUDA error" in str(error) else ORACLE_FAILED
+        reason = f"{whose}:\n{lines}"
+        return Verdict(outcome=Outcome.CRASHED, case=case, candidate=self.candidate.name, reason=reason)
+
+    def _device_is_lost(self) -> bool:
+        """Whether CUDA no longer works in this process; an illegal access is for good."""
+        if self.device.type != "cuda":
+            return False
+        try:
+            torch.cuda.synchronize(self.device)
+            return bool((torch.ones(8, device=self.device) * 2).sum().item() != 16.0)
+        except Exception:
+            return True
