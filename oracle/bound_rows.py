@@ -11,7 +11,8 @@ from .bound_scores import Operands, RowScalars, row_scalars, score_errors
 from .candidate import NumericContract
 from .formats import FLUSH, TF32, Format, U, format_of
 
-# A logit that is not even known to within this says nothing about the row; exp of it is far from float64's end.
+# A logit that is not known to within this says nothing about its row, unless its weight stays under exp(-100)
+# all the same; and exp(100) is far from the end of float64.
 HOPELESS = 100.0
 
 # Denominator, v's scale, and what a reciprocal or an approximate division costs beyond one rounding.
@@ -27,9 +28,11 @@ def row_bounds(answer: Answer, rules: Rules, contract: NumericContract, operands
     scalars = row_scalars(answer, contract)
     errors, sink_errors = score_errors(answer, rules, contract, operands, scalars)
     steps = (scalars.num_tiles + scalars.num_splits + 2) * (contract.exp_error + 2 * U)
-    hopeless = torch.maximum(errors.amax(dim=-1), sink_errors) + steps > HOPELESS
-    growth = torch.expm1((errors + steps[..., None]).clamp(max=HOPELESS))
-    sink_growth = torch.expm1((sink_errors + steps).clamp(max=HOPELESS))
+    errors, sink_errors = errors + steps[..., None], sink_errors + steps
+    hopeless = _hopeless(errors, answer.scores.s - scalars.lse[..., None]).any(dim=-1)
+    hopeless = (hopeless | _hopeless(sink_errors, scalars.sink - scalars.lse)) & ~scalars.exact
+    growth = torch.expm1(errors.clamp(max=HOPELESS))
+    sink_growth = torch.expm1(sink_errors.clamp(max=HOPELESS))
     p, p_sink = answer.weights.p, answer.weights.p_sink
     moved = p * growth
     lost = (p / (1 + growth)).sum(dim=-1) + p_sink / (1 + sink_growth)
@@ -37,9 +40,12 @@ def row_bounds(answer: Answer, rules: Rules, contract: NumericContract, operands
     gained = (moved.sum(dim=-1) + p_sink * sink_growth).clamp(min=0)
     out = _out_bound(answer, contract, operands, scalars, moved, lost, gained)
     lse = _lse_bound(answer, contract, scalars, lost, gained)
-    hopeless = hopeless & ~scalars.exact
     out = torch.where(scalars.exact[..., None], 0.0, torch.where(hopeless[..., None], torch.inf, out))
     return out, torch.where(hopeless, torch.inf, lse)
+
+
+def _hopeless(error: Tensor, log_weight: Tensor) -> Tensor:
+    return (error > HOPELESS) & (log_weight + error > -HOPELESS)
 
 
 def _out_bound(

@@ -41,7 +41,29 @@ CASES: dict[str, Case] = {
     "merge": _case("extreme", 11, operation="merge_states", dtype="float16", head_size=16),
 }
 
-DIGESTS: dict[str, str] = {}
+DIGESTS: dict[str, str] = {
+    "plain": "939706ea265be4ce",
+    "needle": "787e4232a39924fd",
+    "one hot": "d042cccf3964ee05",
+    "extreme": "e02d181849fc816d",
+    "float8": "020f191bc6f64aeb",
+    "float8 needle": "faefc7dd869547c6",
+    "float8 extreme": "0b47a89626dd7271",
+    "mla": "f1c691c1cba7f266",
+    "decompressed": "c32504afd0d3a09a",
+    "update": "994c9f7f076de30f",
+    "mla update": "7713ead9fae82f9b",
+    "extreme 100": "853a18788b13a2e3",
+    "extreme 101": "317f9980a3e295ef",
+    "extreme 102": "2d32ee0f96e901ae",
+    "extreme 103": "a814cb12f0868386",
+    "extreme 104": "965eeb2e83cccaa1",
+    "extreme 105": "855d83e16536971d",
+    "extreme 107": "fdedb74fc07699f5",
+    "extreme 109": "b4b2c5fa2b3a52ad",
+    "extreme 116": "77a6d402142afa18",
+    "merge": "4a864b08dcad35ce",
+}
 
 
 def digests(problem: Problem) -> dict[str, str]:

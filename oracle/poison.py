@@ -5,7 +5,7 @@
 | a | every slot of pages that no request owns, page 0 among them, and unused table entries | finite; entries 0 |
 | b | slots past a request's length, in its last page | finite |
 | c | keys that no row of any request which owns the page may see; parts of a merge that are empty | finite |
-| d | outputs, guard bands, padding rows of the inputs | outputs 0, the rest finite |
+| d | outputs, guard bands, padding rows, query bias of keys that do not exist | outputs 0, the rest finite |
 | e | float8 caches: NaN and the largest number by turns | the largest number only |
 
 Poison is a NaN of all ones; outputs are born with another NaN, so that what was never written is not mistaken

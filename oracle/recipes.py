@@ -155,7 +155,8 @@ def _score_scales(case: Case) -> NDArray[np.float64]:
 def _gains(case: Case) -> NDArray[np.float32]:
     """[num_kv_heads]: the power of two that undoes the scales' effect on a score, to within a factor of 1.42."""
     mantissas, exponents = np.frexp(_score_scales(case))
-    return np.ldexp(1.0, (mantissas < 0.7072) - exponents).astype(np.float32)
+    gains: NDArray[np.float64] = np.ldexp(1.0, (mantissas < 0.7072) - exponents)
+    return gains.astype(np.float32)
 
 
 def _align(case: Case, q: Tensor, k: Tensor, small: Values) -> None:

@@ -14,7 +14,7 @@ from .case import Case
 from .guards import Guards, Watch
 from .hashing import hashed, host_hashes, index_terms, normals
 from .memory import Pack, place, place_pools, row_layout
-from .pages import lay_out
+from .pages import Pages, lay_out
 from .problem import Draws, Problem, add_scales, scales_of, torch_dtype
 
 _SKIPS = np.array([-1, -1, -2, -(2**31), -(2**40)], dtype=np.int64)
@@ -22,7 +22,6 @@ _SKIPS = np.array([-1, -1, -2, -(2**31), -(2**40)], dtype=np.int64)
 
 def build_update(case: Case, device: torch.device) -> Problem:
     """Rows for the slots of every request's new tokens, some of them skipped; pools of random bytes."""
-    case = case.with_batch(shared_blocks=0)  # a slot that is written belongs to one request
     spec = case.spec
     pack = Pack(case)
     pack.add("slot_mapping", slot_mapping(case))
@@ -36,7 +35,9 @@ def build_update(case: Case, device: torch.device) -> Problem:
     rows = {name: _shape(case, name, hashes, small) for name, hashes in draws.hashes(small).items()}
     inputs, watches = _place_rows(case, rows, sum(case.batch.query_lens), device)
     watches.append(Watch("the small inputs", memory, small))
-    pools = place_pools(case, lay_out(case).num_blocks, torch_dtype(spec.kv_dtype or spec.dtype), device, writable=True)
+    pools = place_pools(
+        case, _unshared(case).num_blocks, torch_dtype(spec.kv_dtype or spec.dtype), device, writable=True
+    )
     for number, pool in enumerate(pools.memories):
         _scramble_(pool, case.seed, f"pool/{number}")
     arguments: dict[str, Any] = {
@@ -49,9 +50,14 @@ def build_update(case: Case, device: torch.device) -> Problem:
     return Problem(case, arguments, pools.caches, Guards.over([*watches, *pools.watches]), pristine)
 
 
+def _unshared(case: Case) -> Pages:
+    """A slot that is written belongs to one request."""
+    return lay_out(case.with_batch(shared_blocks=0))
+
+
 def slot_mapping(case: Case) -> NDArray[np.int64]:
     """[sum of query_lens]: the slot of every new token; negative where it has none, and now and then anyway."""
-    pages = lay_out(case)
+    pages = _unshared(case)
     requests = np.repeat(np.arange(case.batch.num_requests), case.batch.query_lens)
     query_lens = np.array(case.batch.query_lens, dtype=np.int64)
     seq_lens = np.array(case.batch.seq_lens, dtype=np.int64)

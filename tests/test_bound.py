@@ -164,3 +164,15 @@ def test_contract_with_an_unknown_word_is_refused() -> None:
         evaluate(problem, NumericContract(tanh="fast"))
     with pytest.raises(ValueError, match=r"dtype: found int8, expected one of"):
         evaluate(problem, NumericContract(p_dtype="int8"))
+
+
+@pytest.mark.parametrize(("bias", "says"), [(-1e30, "much"), (1e30, "nothing")])
+def test_logit_that_is_not_known_spoils_its_row_only_if_it_may_weigh(bias: float, says: str) -> None:
+    """A float32 logit of 1e30 is known to within 1e23; at -1e30 it weighs nothing wherever it is."""
+    problem = build(Case(spec=Spec(), batch=BatchShape(query_lens=(2,), seq_lens=(40,))), "cpu")
+    rules = replace(problem.arguments["rules"], query_bias=torch.tensor([[bias, 0.0], [0.0, 0.0]]))
+    expected = evaluate(replace(problem, arguments={**problem.arguments, "rules": rules}), NumericContract())
+    assert (expected.bounds["out"][1] < 0.1).all()
+    assert (expected.bounds["out"][0] < 0.1).all() == (says == "much")
+    assert expected.bounds["out"][0].isinf().all() == (says == "nothing")
+    assert expected.bounds["lse"][0].isinf().all() == (says == "nothing")
