@@ -66,7 +66,12 @@ class Shape:
         return dims * self.arithmetic.itemsize
 
     def tiles(self, *, prefill: bool) -> Tiles:
-        return attention_tiles(prefill=prefill, row_bytes=self.row_bytes, itemsize=self.arithmetic.itemsize)
+        return attention_tiles(
+            prefill=prefill,
+            row_bytes=self.row_bytes,
+            itemsize=self.arithmetic.itemsize,
+            value_columns=padded(self.head_size_v),
+        )
 
     @property
     def sizes(self) -> dict[str, Any]:

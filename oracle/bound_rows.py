@@ -1,6 +1,8 @@
-"""The hard bound of one chunk of attention rows: outputs and lse."""
+"""The hard bound of one chunk of attention rows: outputs and lse (docs/bound.md, "Outputs")."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,18 +17,38 @@ from .formats import FLUSH, TF32, Format, U, format_of
 # all the same; and exp(100) is far from the end of float64.
 HOPELESS = 100.0
 
-# Denominator, v's scale, and what a reciprocal or an approximate division costs beyond one rounding.
+# Denominator, and what a reciprocal or an approximate division costs beyond one rounding.
 DIVISION_ROUNDINGS = 6
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What wrong logits do to the weights; float64, [G, Hkv, g, T] but for the first."""
+
+    moved: Tensor  # [G, Hkv, g, T, L]: P (e^r - 1)
+    gained: Tensor  # sum of P (e^r - 1), sink included
+    least: Tensor  # sum of P e^-r, sink included: the least that the weights may sum up to; 1 in exact rows
+    hopeless: Tensor  # bool: nothing can be said
+    underflow: Tensor  # 1 / (L min(1, least)): what an absolute error of an unnormalised weight is worth
 
 
 def row_bounds(answer: Answer, rules: Rules, contract: NumericContract, operands: Operands) -> tuple[Tensor, Tensor]:
     """(bound of out [G, Hkv, g, T, Dv] before it is cast, bound of lse [G, Hkv, g, T]), float64, absolute.
 
-    Formula 1.3 of docs/bound.md. Rows that need no arithmetic (nothing visible, a sink of +inf) get 0, but
-    for the few roundings of a sink's logit that is its row's lse. Rows of which nothing can be said get inf.
+    Rows that need no arithmetic (nothing visible, a sink of +inf) get 0, but for the few roundings of a sink's
+    logit that is its row's lse. Rows of which nothing can be said get inf.
     """
     scalars = row_scalars(answer, contract)
-    errors, sink_errors = score_errors(answer, rules, contract, operands, scalars)
+    weights = _weights(answer, contract, scalars, *score_errors(answer, rules, contract, operands, scalars))
+    out = _out_bound(answer, contract, operands, scalars, weights)
+    lse = _lse_bound(contract, scalars, weights)
+    out = torch.where(scalars.exact[..., None], 0.0, torch.where(weights.hopeless[..., None], torch.inf, out))
+    return out, torch.where(weights.hopeless, torch.inf, lse)
+
+
+def _weights(
+    answer: Answer, contract: NumericContract, scalars: RowScalars, errors: Tensor, sink_errors: Tensor
+) -> _Weights:
     steps = (scalars.num_tiles + scalars.num_splits + 2) * (contract.exp_error + 2 * U)
     errors, sink_errors = errors + steps[..., None], sink_errors + steps
     hopeless = _hopeless(errors, answer.scores.s - scalars.lse[..., None]).any(dim=-1)
@@ -35,13 +57,16 @@ def row_bounds(answer: Answer, rules: Rules, contract: NumericContract, operands
     sink_growth = torch.expm1(sink_errors.clamp(max=HOPELESS))
     p, p_sink = answer.weights.p, answer.weights.p_sink
     moved = p * growth
-    lost = (p / (1 + growth)).sum(dim=-1) + p_sink / (1 + sink_growth)
-    lost = torch.where(scalars.exact, 1.0, lost)
-    gained = (moved.sum(dim=-1) + p_sink * sink_growth).clamp(min=0)
-    out = _out_bound(answer, contract, operands, scalars, moved, lost, gained)
-    lse = _lse_bound(answer, contract, scalars, lost, gained)
-    out = torch.where(scalars.exact[..., None], 0.0, torch.where(hopeless[..., None], torch.inf, out))
-    return out, torch.where(hopeless, torch.inf, lse)
+    least = (p / (1 + growth)).sum(dim=-1) + p_sink / (1 + sink_growth)
+    least = torch.where(scalars.exact, 1.0, least)
+    denominator = torch.where(scalars.exact, 1.0, answer.weights.denominator)
+    return _Weights(
+        moved=moved,
+        gained=moved.sum(dim=-1) + p_sink * sink_growth,
+        least=least,
+        hopeless=hopeless,
+        underflow=1 / (denominator * least.clamp(max=1.0)),
+    )
 
 
 def _hopeless(error: Tensor, log_weight: Tensor) -> Tensor:
@@ -49,72 +74,59 @@ def _hopeless(error: Tensor, log_weight: Tensor) -> Tensor:
 
 
 def _out_bound(
-    answer: Answer,
-    contract: NumericContract,
-    operands: Operands,
-    scalars: RowScalars,
-    moved: Tensor,
-    lost: Tensor,
-    gained: Tensor,
+    answer: Answer, contract: NumericContract, operands: Operands, scalars: RowScalars, weights: _Weights
 ) -> Tensor:
-    value_format = _probability_format(contract)
+    cast = _probability_format(contract)
     n, tiles, splits = (part[..., None] for part in (scalars.num_keys, scalars.num_tiles, scalars.num_splits))
-    size = answer.out.abs()
-    v = answer.rows.v.abs()
-    least, total = lost[..., None], gained[..., None]
-    denominator = torch.where(scalars.exact, 1.0, answer.weights.denominator)[..., None]
+    least, gained, underflow = (part[..., None] for part in (weights.least, weights.gained, weights.underflow))
+    p, size, v = answer.weights.p, answer.out.abs(), answer.rows.v.abs()
 
     # Numerator and denominator share the errors of the weights: what moves is sum P (rho - 1) (v - o).
-    shifted = weigh(moved, v)
-    weight = (weigh(answer.weights.p, v) + shifted) / least
-    bound = (shifted + total * size) / least
-
-    # P and V are rounded, and their products are added up: 17 aligned addends per 16 keys.
-    u_value = contract.u_value_cast + (TF32 if contract.tf32 else 0.0)
-    adding = torch.expm1((1.1 * n + tiles) * contract.u_value)
-    rounding = (1 + value_format.roundoff) * (1 + u_value) * (1 + adding) - 1
+    shifted = weigh(weights.moved, v)
+    bound = (shifted + gained * size) / least
+    weighed = (weigh(p, v) + shifted) / least
     if operands.value_error is not None:
-        wrong = (weigh(answer.weights.p, operands.value_error) + weigh(moved, operands.value_error)) / least
-        bound = bound + wrong
-        weight = weight + wrong
-    bound = bound + rounding * weight
-    if value_format.underflow > 0:
-        bound = bound + value_format.underflow * _lost_values(answer, value_format) / (
-            denominator * least.clamp(max=1.0)
-        )
+        wrong = weigh(p + weights.moved, operands.value_error) / least
+        bound, weighed = bound + wrong, weighed + wrong
 
-    # The denominator's own sum, and the cast P in it where the kernel sums that.
+    # P and V are rounded, P may underflow, and their products are added up: 17 aligned addends per 16 keys.
+    adding = torch.expm1((1.1 * n + tiles) * contract.u_value)
+    u_value = contract.u_value_cast + (TF32 if contract.tf32 else 0.0)
+    bound = bound + ((1 + cast.roundoff) * (1 + u_value) * (1 + adding) - 1) * weighed
+    if cast.underflow > 0:
+        bound = bound + cast.underflow * underflow * _lost_values(answer, v, cast)
+
+    # The denominator's own sum, with the cast P in it where the kernel sums that; the merge; the division.
     dividing = torch.expm1((n + tiles) * contract.u_sum)
     if contract.cast_denominator:
-        dividing = dividing + value_format.roundoff + value_format.underflow * n / (denominator * least.clamp(max=1.0))
+        dividing = dividing + cast.roundoff + cast.underflow * underflow * n
     bound = bound + dividing * (size + bound)
-    merging = torch.where(splits > 0, contract.u_partial + (splits + 4) * U, 0.0)
-    bound = bound + merging * (weight + size + 2 * bound)
+    if contract.split_keys is not None:
+        bound = bound + (contract.u_partial + (splits + 4) * U) * (weighed + size + 2 * bound)
     bound = bound + (DIVISION_ROUNDINGS + 2 * operands.value_scales) * U * (size + bound)
-    return bound + (2 * n + tiles + splits) * FLUSH * _largest_value(answer).clamp(min=1.0) / denominator
+    return bound + (2 * n + tiles + splits) * FLUSH * underflow * _largest(v).clamp(min=1.0)
 
 
-def _lost_values(answer: Answer, cast: Format) -> Tensor:
+def _lost_values(answer: Answer, v: Tensor, cast: Format) -> Tensor:
     """sum of |v_j| over the visible keys [G, Hkv, g, T, Dv]: what may be lost where a cast P underflows to 0."""
     visible = answer.rows.visible[:, None, None].double()
     if cast.underflow > FLUSH:
-        return weigh(visible.expand(answer.weights.p.shape), answer.rows.v.abs())
-    return visible.sum(dim=-1, keepdim=True) * _largest_value(answer)  # so small that a coarse sum will do
+        return weigh(visible.expand(answer.weights.p.shape), v)
+    return visible.sum(dim=-1, keepdim=True) * _largest(v)  # so small that a coarse sum will do
 
 
-def _largest_value(answer: Answer) -> Tensor:
+def _largest(v: Tensor) -> Tensor:
     """max |v| of each request, [G, 1, 1, 1, 1]."""
-    return answer.rows.v.abs().amax(dim=(1, 2, 3))[:, None, None, None, None]
+    return v.amax(dim=(1, 2, 3))[:, None, None, None, None]
 
 
-def _lse_bound(answer: Answer, contract: NumericContract, scalars: RowScalars, lost: Tensor, gained: Tensor) -> Tensor:
+def _lse_bound(contract: NumericContract, scalars: RowScalars, weights: _Weights) -> Tensor:
     """Of m + log(l): the weights' errors, the row sum's, and the roundings of the logarithm."""
-    bound = torch.maximum(torch.log1p(gained), -torch.log(lost))
+    bound = torch.maximum(torch.log1p(weights.gained), -torch.log(weights.least))
     bound = bound + (scalars.num_keys + scalars.num_tiles) * contract.u_sum
     if contract.cast_denominator:
         cast = _probability_format(contract)
-        denominator = torch.where(scalars.exact, 1.0, answer.weights.denominator)
-        bound = bound + cast.roundoff + cast.underflow * scalars.num_keys / (denominator * lost.clamp(max=1.0))
+        bound = bound + cast.roundoff * (1 + cast.roundoff) + cast.underflow * weights.underflow * scalars.num_keys
     size = scalars.lse.abs() + scalars.maximum.abs()
     bound = bound + U * (6 * size + 8 * (scalars.num_splits + 2))
     sink_alone = torch.where(scalars.has_sink, 4 * U * scalars.sink.abs(), 0.0)

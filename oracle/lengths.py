@@ -26,6 +26,7 @@ VERY_LONG = (32767, 32768, 32769, 40000)
 class Sizes:
     """How large cases are, and how many come from one compile key."""
 
+    heads: int  # query heads
     requests: int
     tokens: int  # new tokens of all requests together, roughly
     keys: int  # of one request
@@ -42,6 +43,7 @@ class Sizes:
 
 # One program and tile of 32 keys costs the interpreter 7 to 9 ms, whatever the head size; it compiles nothing.
 INTERPRETED = Sizes(
+    heads=72,
     requests=4,
     tokens=24,
     keys=150,
@@ -57,13 +59,14 @@ INTERPRETED = Sizes(
 )
 # A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
 COMPILED = Sizes(
+    heads=568,
     requests=16,
     tokens=2048,
     keys=8192,
     work=(2**22, 2**23, 2**23, 2**24, 2**26),
     pool=2**25,
     interpreted=False,
-    long_share=0.38,
+    long_share=0.5,
     many_share=0.02,
     very_long_share=0.02,
     cases_per_row=6,
@@ -90,17 +93,22 @@ def total_work(spec: Spec, batch: BatchShape, sizes: Sizes) -> int:
 class Batches:
     """Draws requests for one case."""
 
-    def __init__(self, spec: Spec, sizes: Sizes, rng: random.Random, *, long: bool = False, floor: int = 0) -> None:
+    def __init__(self, spec: Spec, sizes: Sizes, rng: random.Random, *, long: bool = False, floor: int = 1) -> None:
         """`long`: one request has `LONG` keys or more; `floor`: two requests have at least so many keys."""
         self.spec, self.sizes, self.rng, self.floor = spec, sizes, rng, floor
         self.long = long
+        self.keys = sizes.keys if long else min(sizes.keys, LONG)
         self.limit = rng.choice(sizes.work)
         windows = [window for window in (spec.sliding_window, spec.right_window) if window and window < sizes.keys]
         self.anchors = (spec.block_size, spec.block_size, *TILES, *SPLITS, *windows, *windows)
 
     def draw(self, kind: str) -> list[Request]:
         """Requests whose batch is of this kind, in random order, within the case's share of work and memory."""
-        requests = self._affordable([self._request(part) for part in self._parts(kind)])
+        parts = self._parts(kind)
+        holders = [index for index, part in enumerate(parts) if part != "overhang"][:2]
+        floors = [self.floor if index in holders else 1 for index in range(len(parts))]
+        drawn = [self._request(part, floor) for part, floor in zip(parts, floors, strict=True)]
+        requests = self._affordable(drawn, floors)
         self.rng.shuffle(requests)
         return requests
 
@@ -120,12 +128,13 @@ class Batches:
             return [busy, "decode", *others]
         return [busy, kind, "decode", *others] if self.floor else [busy, kind, *others]
 
-    def _request(self, kind: str) -> Request:
-        floor = self._floor(kind)
+    def _request(self, kind: str, floor: int) -> Request:
+        if self.long and kind in LIVE:
+            self.long, floor = False, max(LONG, floor)  # whoever comes first is the long one
         if kind == "decode":
-            return 1, self._length(max(1, floor), self._longest())
+            return 1, self._length(floor, max(floor, self._longest()))
         if kind == "idle":
-            return 0, self._length(1, self.sizes.keys)
+            return 0, self._length(floor, max(floor, self.keys))
         if kind == "overhang":
             n = self._length(2, max(2, self.sizes.tokens // 4))
             return n, self.rng.choice((0, 1, n - 1, self.rng.randrange(n)))
@@ -135,22 +144,15 @@ class Batches:
         n = self.rng.randint(2, SPECULATIVE) if kind == "speculative" else self._length(2, self._chunk())
         smallest = max(n + 1, floor)
         if self.rng.random() < 0.5:
-            return n, max(smallest, n + self._length(1, self.sizes.keys))
+            return n, max(smallest, n + self._length(1, self.keys))
         return n, self._length(smallest, max(smallest, self._longest()))
 
-    def _floor(self, kind: str) -> int:
-        """Fewest keys of this request; whoever comes first has to be the long one, if there is to be one."""
-        if self.long and kind in LIVE:
-            self.long = False
-            return max(LONG, self.floor)
-        return self.floor
-
     def _longest(self) -> int:
-        if self.rng.random() < self.sizes.very_long_share:
+        if self.keys > LONG and self.rng.random() < self.sizes.very_long_share:
             return self.rng.choice(VERY_LONG)
         if self.sizes.interpreted and self.rng.random() < 0.1:
             return 2 * max(SPLITS) + 1
-        return self.sizes.keys
+        return self.keys
 
     def _chunk(self) -> int:
         return max(2, self.rng.choice((self.sizes.tokens // 2, self.sizes.tokens // 8)))
@@ -172,35 +174,36 @@ class Batches:
             return length
         return min(largest, max(smallest, round(2 ** rng.uniform(math.log2(smallest), math.log2(largest)))))
 
-    def _affordable(self, requests: list[Request]) -> list[Request]:
+    def _affordable(self, requests: list[Request], floors: list[int]) -> list[Request]:
         """The requests made smaller, the most costly first, until the case may cost that much."""
         spec, sizes = self.spec, self.sizes
         row = max(1, spec.num_kv_heads) * (spec.head_size + max(spec.head_size_v, spec.rope_head_size))
-        while requests:
+        shrinking = set(range(len(requests)))
+        while shrinking:
             costs = [work(spec, request, sizes) / self.limit + row * request[1] / sizes.pool for request in requests]
-            tokens = sum(n for n, _ in requests)
-            if sum(costs) <= 1 and tokens <= sizes.tokens:
+            too_costly, tokens = sum(costs) > 1, sum(n for n, _ in requests)
+            if not too_costly and tokens <= sizes.tokens:
                 break
-            worst = max(range(len(requests)), key=(lambda i: requests[i][0]) if sum(costs) <= 1 else costs.__getitem__)
-            smaller = self._smaller(requests[worst])
+            worst = max(sorted(shrinking), key=costs.__getitem__ if too_costly else lambda i: requests[i][0])
+            smaller = _smaller(requests[worst], floors[worst])
             if smaller == requests[worst]:
-                break
+                shrinking.remove(worst)
             requests[worst] = smaller
         return requests
 
-    def _smaller(self, request: Request) -> Request:
-        """About half of it and of the same kind; the request itself if it cannot be smaller."""
-        n, length = request
-        floor = self.floor
-        if 2 <= n == length:
-            n = min(n, max(2, floor, n // 2))
-            return n, n
-        if n > 2:
-            less = max(2, n // 2)
-            if length < n:
-                return less, min(length, less - 1)
-            return less, max(less + 1, floor, length - n + less)
-        return n, min(length, max(n + 1 if n > 1 and length > n else 1, floor, length // 2))
+
+def _smaller(request: Request, floor: int) -> Request:
+    """About half of it and of the same kind; the request itself if it cannot be smaller."""
+    n, length = request
+    if 2 <= n == length:
+        n = min(n, max(2, floor, n // 2))
+        return n, n
+    if n > 2:
+        less = max(2, n // 2)
+        if length < n:
+            return less, min(length, less - 1)
+        return less, max(less + 1, floor, length - n + less)
+    return n, min(length, max(n + 1 if n > 1 and length > n else 1, floor, length // 2))
 
 
 def spread(requests: Sequence[Request], extra: int, rng: random.Random) -> list[Request]:

@@ -82,32 +82,21 @@ def first_readable(case: Case) -> Ints:
     return np.where(query_lens > 0, np.minimum(first, seq_lens), seq_lens)
 
 
-def readable_keys(case: Case, pages: Pages, query_bias: NDArray[np.float32] | None) -> Bools:
-    """[num_keys]: whether some row of the key's own request may see it."""
+def readable_keys(case: Case, pages: Pages, hidden: Bools | None) -> Bools:
+    """[num_keys]: whether some row of the key's own request may see it.
+
+    hidden [num_live_tokens]: the query bias hides the token's own key from every row of its request.
+    """
     readable = pages.index_of_key >= first_readable(case)[pages.request_of_key]
-    if query_bias is None:
+    if hidden is None:
         return readable
-    row = 0
-    for request, (query_len, seq_len) in enumerate(zip(case.batch.query_lens, case.batch.seq_lens, strict=True)):
-        seen = _new_keys_seen(case, query_bias[row : row + query_len], query_len)
-        row += query_len
-        hidden = seq_len - query_len + np.flatnonzero(~seen)
-        readable[pages.key_starts[request] + hidden[hidden >= 0]] = False  # new keys left of key 0 do not exist
+    query_lens = np.array(case.batch.query_lens, dtype=np.int64)
+    requests = np.repeat(np.arange(len(query_lens)), query_lens)
+    # A token's key is the last keys' counterpart of the last tokens; tokens before key 0 have none.
+    distance_to_end = np.cumsum(query_lens)[requests] - np.arange(len(requests))
+    keys = pages.key_starts[requests + 1] - distance_to_end
+    readable[keys[hidden & (keys >= pages.key_starts[requests])]] = False
     return readable
-
-
-def _new_keys_seen(case: Case, bias: NDArray[np.float32], query_len: int) -> Bools:
-    """[min(query_len, bias_width)]: whether some row of a request sees its i-th new key past the query bias."""
-    width = min(query_len, bias.shape[1])
-    behind = np.arange(query_len)[:, None] - np.arange(width)[None, :]  # p - j
-    seen: Bools = bias[:, :width] != -np.inf
-    if case.spec.causal:
-        seen = seen & (behind >= 0)
-    if case.spec.sliding_window is not None:
-        seen = seen & (behind < case.spec.sliding_window)
-    if case.spec.right_window is not None:
-        seen = seen & (-behind <= case.spec.right_window)
-    return np.asarray(seen.any(axis=0))
 
 
 def poison_table(case: Case, pages: Pages) -> NDArray[np.int32]:

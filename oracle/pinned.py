@@ -44,9 +44,9 @@ CASES: dict[str, Case] = {
 DIGESTS: dict[str, str] = {
     "plain": "939706ea265be4ce",
     "needle": "787e4232a39924fd",
-    "one hot": "d042cccf3964ee05",
+    "one hot": "ee5322a3e39e8e53",
     "extreme": "e02d181849fc816d",
-    "float8": "020f191bc6f64aeb",
+    "float8": "ba21d188cc71911c",
     "float8 needle": "faefc7dd869547c6",
     "float8 extreme": "0b47a89626dd7271",
     "mla": "f1c691c1cba7f266",

@@ -91,8 +91,9 @@ class Drawn:
         self.live.update(Text(status(summary)))
 
 
-def make(stream: TextIO = sys.stdout) -> Progress:
-    """What suits the stream; plain lines as well where rich is not installed."""
+def make(stream: TextIO | None = None) -> Progress:
+    """What suits the stream, by default standard output; plain lines as well where rich is not installed."""
+    stream = stream or sys.stdout
     if stream.isatty():
         try:
             from rich.console import Console

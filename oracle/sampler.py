@@ -33,7 +33,7 @@ _WEIGHTS: dict[str, dict[Value, float]] = {
     },
     "q_dtype": {SAME: 0.8},
     "out_dtype": {SAME: 0.8},
-    "group_size": {71: 0.3},
+    "group_size": {71: 0.3, 128: 0.3},
     "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15},
     "padding": {"both": 0.5},
 }
@@ -58,7 +58,7 @@ class Group:
         if self.row is not None:
             yield from (realise(dict(self.row), rng, sizes) for _ in range(self.count))
             return
-        base = random_row(model, rng)
+        base = _random_base(model, rng, sizes)
         far = rng.random() < sizes.far_share and _may_be_far(base)
         for _ in range(self.count):
             case = _affordable_case(model, base, rng, sizes)
@@ -83,6 +83,18 @@ def random_row(model: Model, rng: random.Random, fixed: Row | None = None) -> Ro
     row = model.complete(fixed or {}, lambda name, values, _row: _by_weight(rng, name, values))
     if row is None:
         raise ValueError(f"row: found no valid row with {fixed}, expected one; what the target declines leaves none")
+    return row
+
+
+def _random_base(model: Model, rng: random.Random, sizes: Sizes) -> Row:
+    """A random row without more query heads than cases of this size may have."""
+    for _ in range(REDRAWS):
+        row = random_row(model, rng)
+        kv_heads, group = (
+            1 if row[name] == NOT_APPLICABLE else int(row[name]) for name in ("num_kv_heads", "group_size")
+        )
+        if kv_heads * group <= sizes.heads:
+            break
     return row
 
 
@@ -141,7 +153,7 @@ def realise(row: Row, rng: random.Random, sizes: Sizes, *, long: bool | None = N
 def _case(row: Row, rng: random.Random, sizes: Sizes, long: bool) -> Case:
     spec = _spec(row, rng)
     shared = rng.choice((1, 1, 2)) if row["shared_blocks"] is True and spec.block_size <= 16 else 1
-    floor = shared * spec.block_size if row["shared_blocks"] is True else 0
+    floor = shared * spec.block_size if row["shared_blocks"] is True else 1
     requests = Batches(spec, sizes, rng, long=long, floor=floor).draw(str(row["batch"]))
     padding = row["padding"]
     requests = spread(requests, rng.randint(1, 2) if padding in ("requests", "both") else 0, rng)
@@ -186,23 +198,25 @@ def _spec(row: Row, rng: random.Random) -> Spec:
     widths |= {"tile": rng.choice(sorted(NEAR_TILES)), "pages": page * rng.randint(2, 5) + rng.choice((-1, 0, 1))}
     return replace(
         spec,
-        **_head_sizes(row, rng),
+        **_head_sizes(row),
         sliding_window=widths.get(str(row["sliding_window"])),
         right_window={"0": 0, "1": 1, "page": page}.get(str(row["right_window"])),
     )
 
 
-def _head_sizes(row: Row, rng: random.Random) -> dict[str, Any]:
+def _head_sizes(row: Row) -> dict[str, Any]:
     if row["kv_lora_rank"] != NOT_APPLICABLE:
         names = {"head_size": "kv_lora_rank", "rope_head_size": "rope_head_size"}
         names |= {"nope_head_size": "nope_head_size", "head_size_v": "v_head_dim"}
         return {field: int(row[name]) for field, name in names.items() if row[name] != NOT_APPLICABLE}
     head_size = int(row["head_size"])
     sizes = {
-        "smaller": [n for n in HEAD_SIZES if n < head_size] or [8],
-        "larger": [n for n in HEAD_SIZES if n > head_size],
+        "smaller": max((n for n in HEAD_SIZES if n < head_size), default=8),
+        "larger": min(n for n in HEAD_SIZES if n > head_size),
+        "half": head_size // 2,
+        "double": 2 * head_size,
     }
-    return {"head_size": head_size, "head_size_v": rng.choice(sizes.get(str(row["head_size_v"]), [head_size]))}
+    return {"head_size": head_size, "head_size_v": sizes.get(str(row["head_size_v"]), head_size)}
 
 
 def _softcap(kind: Value, rng: random.Random) -> float | None:

@@ -20,7 +20,8 @@ from .memory import Pack, Pools, place, place_pools, row_layout
 from .pages import Ints, Pages, lay_out, poison_table, readable_keys
 from .poison import INTEGERS, READABLE, Slots, classify, sentinel_bits, slot_bits
 from .problem import Draws, Problem, add_scales, narrowed, scales_of, torch_dtype
-from .rule_values import Floats, alibi_slopes, query_bias, sinks, softmax_scale
+from .query_bias import BiasPlan, make_bias, plan_bias
+from .rule_values import alibi_slopes, sinks, softmax_scale
 from .writes import build_merge, build_update
 
 __all__ = ["Problem", "build"]
@@ -38,9 +39,8 @@ def build(case: Case, device: torch.device | str = "cpu") -> Problem:
 
 
 def _build_attention(case: Case, device: torch.device) -> Problem:
-    spec = case.spec
-    pages, bias = lay_out(case), query_bias(case)
-    slots = classify(case, pages, readable_keys(case, pages, bias))
+    pages, bias = lay_out(case), plan_bias(case)
+    slots = classify(case, pages, readable_keys(case, pages, bias.hidden if bias else None))
     pack = Pack(case)
     draws = Draws(case, pack)
     _pack_batch(case, pages, slots, pack)
@@ -54,6 +54,7 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
     memory, small = pack.send(device)
     values = draws.values(small)
     recipes.shape_(case, values, {name.removeprefix("recipe/"): tensor for name, tensor in small.items()})
+    query_bias, bias_watches = _place_bias(case, values, small) if bias else (None, [])
     inputs, input_watches = _place_inputs(case, values, device)
     pools = _place_caches(case, pages, slots, values, small)
     outputs, output_watches = _place_outputs(case, device)
@@ -62,10 +63,10 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
         **pools.caches,
         **outputs,
         "batch": Batch(small["cu_seqlens_q"], small["seq_lens"], small["block_table"]),
-        "rules": _rules(spec, small),
+        "rules": _rules(case.spec, small, query_bias),
         "scales": scales_of(small),
     }
-    watches = [Watch("the small inputs", memory, small), *input_watches, *pools.watches, *output_watches]
+    watches = [Watch("the small inputs", memory, small), *bias_watches, *input_watches, *pools.watches, *output_watches]
     return Problem(case, arguments, outputs, Guards.over(watches))
 
 
@@ -80,16 +81,16 @@ def _pack_batch(case: Case, pages: Pages, slots: Slots, pack: Pack) -> None:
         pack.add(f"offsets/{slot_class}", offsets)
 
 
-def _pack_rules(case: Case, bias: Floats | None, pack: Pack) -> None:
+def _pack_rules(case: Case, bias: BiasPlan | None, pack: Pack) -> None:
     if case.spec.alibi:
         pack.add("alibi_slopes", alibi_slopes(case))
     if case.spec.sinks:
         pack.add("sinks", sinks(case))
-    if bias is not None:
-        pack.add("query_bias", bias)
+    for name, array in bias.arrays.items() if bias else ():
+        pack.add(name, array)
 
 
-def _rules(spec: Spec, small: Mapping[str, Tensor]) -> Rules:
+def _rules(spec: Spec, small: Mapping[str, Tensor], query_bias: Tensor | None) -> Rules:
     return Rules(
         softmax_scale=softmax_scale(spec),
         causal=spec.causal,
@@ -98,7 +99,7 @@ def _rules(spec: Spec, small: Mapping[str, Tensor]) -> Rules:
         softcap=spec.softcap,
         alibi_slopes=small.get("alibi_slopes"),
         sinks=small.get("sinks"),
-        query_bias=small.get("query_bias"),
+        query_bias=query_bias,
     )
 
 
@@ -106,23 +107,31 @@ def _drawn_tensors(case: Case, slots: Slots) -> dict[str, tuple[int | Ints, tupl
     """Name -> (rows, what one row is); of K and V only the rows that are written."""
     spec = case.spec
     tokens, keys, heads = case.batch.num_tokens, slots.key_of_written, spec.num_query_heads
+    drawn: dict[str, tuple[int | Ints, tuple[int, ...]]] = {}
+    if spec.query_bias == "dense":
+        drawn["query_bias"] = (tokens, (spec.bias_width,))
     if not spec.is_mla:
-        return {
-            "q": (tokens, (heads, spec.head_size)),
-            "k": (keys, (spec.num_kv_heads, spec.head_size)),
-            "v": (keys, (spec.num_kv_heads, spec.head_size_v)),
-        }
+        drawn["q"] = (tokens, (heads, spec.head_size))
+        drawn["k"] = (keys, (spec.num_kv_heads, spec.head_size))
+        drawn["v"] = (keys, (spec.num_kv_heads, spec.head_size_v))
+        return drawn
     decompressed = spec.operation == "mla_attention_decompressed"
-    drawn: dict[str, tuple[int | Ints, tuple[int, ...]]] = {
-        "q_nope": (tokens, (heads, spec.nope_head_size if decompressed else spec.head_size)),
-        "q_pe": (tokens, (heads, spec.rope_head_size)),
-        "latent": (keys, (spec.head_size,)),
-        "k_pe": (keys, (spec.rope_head_size,)),
-    }
+    drawn["q_nope"] = (tokens, (heads, spec.nope_head_size if decompressed else spec.head_size))
+    drawn["q_pe"] = (tokens, (heads, spec.rope_head_size))
+    drawn["latent"] = (keys, (spec.head_size,))
+    drawn["k_pe"] = (keys, (spec.rope_head_size,))
     if decompressed:
         drawn["w_uk"] = (heads, (spec.nope_head_size, spec.head_size))
         drawn["w_uv"] = (heads, (spec.head_size_v, spec.head_size))
     return drawn
+
+
+def _place_bias(case: Case, values: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> tuple[Tensor, list[Watch]]:
+    bias = make_bias(case, values.get("query_bias"), small)
+    packed = row_layout(case.with_spec(odd_strides=False), tuple(bias.shape))
+    memory, (tensor,) = place(case, [packed], torch.float32, bias.device)
+    tensor.copy_(bias)
+    return tensor, [Watch("query_bias", memory, {"query_bias": tensor})]
 
 
 def _place_inputs(

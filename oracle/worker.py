@@ -159,7 +159,7 @@ class _Worker:
                 break
             if position < task.start or position in task.skip:
                 continue
-            if now - sent >= REPORT_SECONDS:
+            if now - sent >= REPORT_SECONDS or task.group.given:  # given cases are few, and in order
                 self.connection.send(report)
                 report, sent = Report(position=position), now
             self._take_off(case, position)

@@ -6,6 +6,7 @@ import itertools
 import random
 
 import pytest
+
 from pageproof.oracle.pairs import MODEL, Model, PairCounter, all_pairs, covering_array, feasible_pairs
 from pageproof.oracle.parameters import (
     BY_NAME,
@@ -18,19 +19,26 @@ from pageproof.oracle.parameters import (
     is_valid,
 )
 
+Pairs = set[frozenset[tuple[str, object]]]
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     return covering_array(MODEL, seed=0)
 
 
-def pairs_of(rows: list[Row]) -> set[frozenset[tuple[str, object]]]:
+def pairs_of(rows: list[Row]) -> Pairs:
     """By plain enumeration, with nothing of the module under test."""
     return {
         frozenset(pair)
         for row in rows
         for pair in itertools.combinations([item for item in row.items() if item[1] != NOT_APPLICABLE], 2)
     }
+
+
+@pytest.fixture(scope="module")
+def feasible() -> Pairs:
+    return feasible_pairs(MODEL)
 
 
 def toy() -> Model:
@@ -132,14 +140,14 @@ def test_counters_of_several_processes_add_up(rows: list[Row]) -> None:
         {("head_size", 64), ("kv_lora_rank", 64)},
     ],
 )
-def test_what_cannot_go_together_is_not_feasible(pair: set[tuple[str, object]]) -> None:
+def test_what_cannot_go_together_is_not_feasible(pair: set[tuple[str, object]], feasible: Pairs) -> None:
     assert frozenset(pair) in set(all_pairs(MODEL))
-    assert frozenset(pair) not in feasible_pairs(MODEL)
+    assert frozenset(pair) not in feasible
 
 
-def test_feasible_pairs_include_what_needs_a_third_value() -> None:
-    assert frozenset({("scales", "head"), ("kv_dtype", "same")}) in feasible_pairs(MODEL)  # with float8 out
-    assert frozenset({("scales", "none"), ("operation", "update_mla_cache")}) in feasible_pairs(MODEL)
+def test_feasible_pairs_include_what_needs_a_third_value(feasible: Pairs) -> None:
+    assert frozenset({("scales", "head"), ("kv_dtype", "same")}) in feasible  # with float8 out
+    assert frozenset({("scales", "none"), ("operation", "update_mla_cache")}) in feasible
 
 
 def test_the_array_is_the_same_for_the_same_seed(rows: list[Row]) -> None:

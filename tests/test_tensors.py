@@ -55,6 +55,7 @@ def test_any_case_has_the_same_bits_on_a_gpu(case: Case) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_building_does_not_wait_for_the_gpu(operation: str) -> None:
     build(make(operation), "cuda")

@@ -1,0 +1,1 @@
+"""Ways to run a candidate: one module for each execution mode."""

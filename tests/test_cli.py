@@ -1,0 +1,233 @@
+"""Exit statuses and what is printed: `fuzz` for people and CI, `replay` for `git bisect run`."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from pageproof.oracle import campaign, cli, environment, progress, report
+from pageproof.oracle.campaign import Options, Summary
+from pageproof.oracle.case import BatchShape, Case
+from pageproof.oracle.findings import Failure
+from pageproof.oracle.pairs import MODEL
+
+from . import campaign_helpers as helpers
+
+CASE = Case(batch=BatchShape(query_lens=(1, 2), seq_lens=(3, 4)))
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))  # for worker processes as well: they inherit the path
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # restores what --in-process sets
+
+
+@pytest.fixture
+def case_file(tmp_path: Path) -> str:
+    path = tmp_path / "case.json"
+    path.write_text(CASE.to_json())
+    return str(path)
+
+
+def replay(*arguments: str) -> int:
+    return cli.main(["replay", *arguments, "--device", "cpu", "--in-process"])
+
+
+def test_fuzz_agrees_and_says_what_it_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = tmp_path / "summary.json"
+    flags = ["--target", "reference", "--device", "cpu", "--cases", "4", "--workers", "1", "--json", str(summary)]
+    assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1].startswith("4 cases, 0 findings, ")
+    assert "Triton interpreted" in printed
+    body = json.loads(summary.read_text())
+    assert (body["cases"], body["target"], body["device"], body["seed"]) == (4, "reference", "cpu", 0)
+    assert body["versions"].keys() >= {"python", "torch", "triton", "numpy"}
+    assert body["pairs"]["feasible"] > 4000
+    assert all(0 <= worst["ratio"] <= 1 for worst in body["worst"])
+
+
+def test_fuzz_of_a_wrong_candidate_prints_lines_that_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--target", "campaign_helpers:Wrong", "--device", "cpu", "--cases", "3", "--workers", "1"]
+    assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    (line, *_) = [line.split() for line in printed if line.startswith("  python -m pageproof.oracle replay")]
+    assert cli.main([*line[3:], "--device", "cpu"]) == 1  # in a process of its own
+    assert "unwritten" in capsys.readouterr().out
+
+
+def test_replay_of_a_case_that_agrees(case_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay(case_file, "--target", "reference") == 0
+    assert "reference: agrees" in capsys.readouterr().out
+
+
+def test_replay_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(CASE.to_json()))
+    assert replay("-", "--target", "reference") == 0
+
+
+def test_replay_of_a_case_that_differs(case_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert replay(case_file, "--target", "campaign_helpers:Wrong") == 1
+    assert "Mismatched elements" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"schema": 99}', "schema: found 99"),
+        ("no json", "Expecting value"),
+        ('{"schema": 1, "spec": {"colour": 1}}', "unknown fields"),
+        ('{"schema": 1, "batch": {"query_lens": [1]}}', "seq_lens"),
+    ],
+)
+def test_replay_of_what_is_no_case(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "case.json"
+    path.write_text(text)
+    assert replay(str(path), "--target", "reference") == 125
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "target", ["nonsense", "no_such_module:X", "campaign_helpers:Nobody", "campaign_helpers:AGREES"]
+)
+def test_replay_without_its_target_cannot_run(target: str, case_file: str) -> None:
+    assert replay(case_file, "--target", target) == 125
+
+
+def test_replay_of_a_declined_case_cannot_run(case_file: str) -> None:
+    assert replay(case_file, "--target", "campaign_helpers:Unwilling") == 125
+
+
+def test_replay_of_a_missing_file_cannot_run(tmp_path: Path) -> None:
+    assert replay(str(tmp_path / "none.json"), "--target", "reference") == 125
+
+
+def test_a_fault_of_the_oracle_is_no_verdict(case_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "JUDGE", "campaign_helpers:by_seed")
+    raising = CASE.to_json().replace('"schema": 1,', f'"schema": 1,\n  "seed": {helpers.RAISES},')
+    Path(case_file).write_text(raising)
+    assert replay(case_file, "--target", "campaign_helpers:Fake") >= 128
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--seconds", "0"], ["--seed", "-1"], ["--cases", "0"], ["--workers", "x"], ["--device", "tpu"], ["--nonsense"]],
+)
+def test_wrong_usage_ends_with_2(flags: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["fuzz", *flags])
+
+
+def test_a_gpu_that_torch_does_not_see_stops_the_campaign(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(environment, "nvidia_devices", lambda: ["/dev/nvidia0"])
+    assert cli.main(["fuzz", "--target", "reference"]) == 2
+    said = capsys.readouterr().err
+    assert "/dev/nvidia0" in said
+    assert "--device cpu" in said
+    assert environment.choose_device("cpu") == "cpu"
+
+
+def test_a_machine_without_a_gpu_is_fuzzed_on_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(environment, "nvidia_devices", list)
+    assert environment.choose_device(None) == "cpu"
+    with pytest.raises(environment.Unusable, match="--device cuda"):
+        environment.choose_device("cuda")
+
+
+def test_a_gpu_that_torch_sees_is_used_unless_the_cpu_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "visible_gpus", lambda: 2)
+    assert [environment.choose_device(asked) for asked in (None, "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+
+
+@pytest.mark.parametrize(("held", "device"), [(None, "cpu"), ("0", "cpu"), ("1", "cuda"), (None, "cuda")])
+def test_workers_start_with_the_interpreter_on_a_cpu_only(
+    held: str | None, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    if held is not None:
+        monkeypatch.setenv("TRITON_INTERPRET", held)
+    with environment.variables_for(device):
+        assert environment.os.environ.get("TRITON_INTERPRET") == ("1" if device == "cpu" else None)
+    assert environment.os.environ.get("TRITON_INTERPRET") == held
+
+
+def counted() -> Summary:
+    summary = Summary(options=Options(), device="cpu", workers=2, versions={"torch": "2"}, seconds=10.0)
+    summary.feasible = frozenset(
+        {frozenset({("alibi", True), ("sinks", True)}), frozenset({("alibi", True), ("sinks", False)})}
+    )
+    for seed in range(4):
+        case = CASE.with_spec(alibi=True, sinks=True).with_batch(query_lens=(1,), seq_lens=(1024 + seed,))
+        summary.tally.add(helpers.agreeing(case, helpers.Fake(), "cpu"), MODEL)
+    return summary
+
+
+def test_the_closing_line_counts() -> None:
+    summary = counted()
+    assert report.closing_line(summary) == (
+        "4 cases, 0 findings, 10.0 s, 0.4 cases/s; median 1 tokens, 1,025 keys, 100% >= 1024 keys; 1 compile keys; "
+        "pairs 1/2; worst observed/bound out 0.00 (bfloat16) lse 0.00"
+    )
+    summary.findings.add(helpers_failure())
+    summary.tally.declined["no"] = 3
+    line = report.closing_line(summary)
+    assert "1 finding, " in line
+    assert "3 more declined" in line
+
+
+def test_no_more_findings_are_printed_than_one_can_read() -> None:
+    summary = counted()
+    for dtype in ("float32", "float16", "bfloat16"):
+        for group in range(2**5):
+            flags = {name: bool(group >> bit & 1) for bit, name in enumerate(("alibi", "sinks", "odd_strides"))}
+            operation = ("attention", "mla_attention", "mla_attention_decompressed", "update_kv_cache")[group >> 3 & 3]
+            summary.findings.add(helpers_failure(dtype=dtype, operation=operation, **flags))
+    shown = report.closing(summary)
+    assert shown.count("replay") <= report.SHOWN_FINDINGS
+
+
+def helpers_failure(**spec: object) -> Failure:
+    return Failure.of(helpers.differs(CASE.with_spec(**spec)))
+
+
+def test_plain_progress_says_everything_once_and_the_status_now_and_then() -> None:
+    stream = io.StringIO()
+    summary = counted()
+    with progress.make(stream) as watch:
+        watch(summary)
+        summary.notes = ("a note",)
+        watch(summary)
+        watch(summary)
+    lines = stream.getvalue().splitlines()
+    assert [line for line in lines if line.startswith("fuzz: ")] == lines[:1]
+    assert lines.count("a note") == 1
+    stream = io.StringIO()
+    plain = progress.Plain(stream, seconds=0.0)
+    plain(summary)
+    assert "4 cases, 0.4/s" in stream.getvalue()
+
+
+def test_a_terminal_gets_one_live_line() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with progress.make(stream) as watch:
+        watch(counted())
+    assert "4 cases" in stream.getvalue()
+
+
+def test_a_campaign_asks_for_one_worker_per_core_and_at_most_eight_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign.os, "cpu_count", lambda: 12)
+    assert campaign._workers(Options(), 0) == 12
+    assert campaign._workers(Options(), 1) == 8
+    assert campaign._workers(Options(), 2) == 12
+    assert campaign._workers(Options(workers=3), 1) == 3
