@@ -118,8 +118,12 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 def _read(name: str) -> Case:
     """The case in a file or on standard input; a ValueError says what is wrong with it."""
-    case = Case.from_json(sys.stdin.read() if name == "-" else Path(name).read_text())
-    reason = why_invalid(case)
+    text = sys.stdin.read() if name == "-" else Path(name).read_text()
+    try:
+        case = Case.from_json(text)
+        reason = why_invalid(case)
+    except (TypeError, AttributeError) as error:  # a number where there should be a list, and the like
+        raise ValueError(f"{name}: {error}") from error
     if reason is not None:
         raise ValueError(f"{name}: {reason}")
     return case

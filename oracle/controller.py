@@ -14,12 +14,12 @@ from itertools import chain, count
 from .environment import Unusable
 from .findings import Failure
 from .lengths import COMPILED, INTERPRETED
+from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
 from .pairs import MODEL, feasible_pairs
 from .pool import START_SECONDS, Handle, Pool
 from .sampler import Group, random_group, row_group
 from .summary import Options, Summary
 from .verdict import Outcome, Verdict
-from .worker import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
 
 TICK_SECONDS = 0.25
 DEATHS_PER_GROUP = 3  # of workers; after these the rest of a group is left

@@ -15,6 +15,8 @@ from .verdict import FAILURES, Verdict
 Kind = tuple[str, str, str]  # operation, outcome, outputs that are wrong
 Signature = tuple[Kind, frozenset[str]]  # a kind and the features that are on
 
+_SPOKEN = {"causal": "non-causal", "kv_dtype": "float8 kv", "q_dtype": "float8 q", "out_dtype": "float8 out"}
+
 REPLAY = "python -m pageproof.oracle replay"
 
 
@@ -73,9 +75,10 @@ class Finding:
 
 
 def features_on(case: Case) -> frozenset[str]:
-    """Parameters of the row that are not off: "softcap", "kv_dtype" and so on; sizes and batches are no features."""
+    """Names of the parameters that are not off: "softcap", "float8 kv" and so on; sizes and batches are no features."""
     on = {(name, value) for name, value in traits(case) if BY_NAME[name].off is not None}
-    return frozenset(name for name, value in on if value != BY_NAME[name].off and BY_NAME[name].within_key != "free")
+    named = (name for name, value in on if value != BY_NAME[name].off and BY_NAME[name].within_key != "free")
+    return frozenset(_SPOKEN.get(name, name) for name in named)
 
 
 class Findings:

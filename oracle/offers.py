@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .candidate import Candidate
+from .covering import Accepts, covering_array
 from .lengths import Sizes
-from .pairs import Accepts, Model, Trait, covering_array
+from .pairs import Model, Trait
 from .parameters import NOT_APPLICABLE, Row, Value
-from .sampler import random_row, realise
+from .realise import realise
+from .sampler import random_row
 
 BASES = 8  # accepted rows in which every value is tried
 DRAWS = 2000  # rows tried for the first of them

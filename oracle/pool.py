@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .case import Case
-from .worker import Assignment, Setup, main
+from .messages import Assignment, Setup
+from .worker import main
 
 START_SECONDS = 300.0  # for importing torch and setting up a device
 STOP_SECONDS = 10.0

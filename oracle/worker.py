@@ -11,11 +11,8 @@ import os
 import signal
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +21,11 @@ from .adapters import find
 from .candidate import Candidate
 from .case import Case
 from .environment import describe_device
-from .findings import Failure, Findings, Signature
+from .findings import Failure, Findings
 from .lengths import COMPILED, INTERPRETED, Sizes
-from .offers import Plan, make_plan
-from .pairs import MODEL, Model, Trait
-from .sampler import Group
-from .tally import Tally
+from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
+from .offers import make_plan
+from .pairs import MODEL, Model
 from .verdict import Outcome, Verdict
 
 Judge = Callable[[Case, Candidate, torch.device | str], Verdict]
@@ -38,66 +34,6 @@ REPORT_SECONDS = 0.5
 DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
 ORACLE_FAILED = "the oracle itself failed"
 OUT_OF_MEMORY = "out of device memory, beside the other workers' cases"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What a worker is told once."""
-
-    number: int
-    target: str
-    device: str
-    judge: str  # module:function
-    inflight: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanRequest:
-    """Work out which rows the campaign starts with; needs the candidate, which only workers have."""
-
-    seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """A group, or what is left of it after a worker died in it."""
-
-    group: Group
-    start: int = 0
-    skip: frozenset[int] = frozenset()  # positions of cases that killed a worker
-    deaths: int = 0  # of workers, in this group
-    banned: frozenset[Trait] = frozenset()
-    stop_at: float = float("inf")  # time.monotonic(), which all processes share
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refused:
-    """The worker cannot work at all: no such target, no such device, or a fault of the oracle's outside of a case."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    plan: Plan
-
-
-@dataclass(kw_only=True)
-class Report:
-    """What was judged since the last report, up to a position of the group."""
-
-    position: int
-    tally: Tally = field(default_factory=Tally)
-    failures: list[Failure] = field(default_factory=list)  # new kinds, or smaller ones of their kind
-    repeats: Counter[Signature] = field(default_factory=Counter)  # more of what was reported before
-    verdicts: list[Verdict] = field(default_factory=list)  # where the group was given, not drawn
-    done: bool = False  # with the group
-    lost: bool = False  # the device: the process ends after this report
 
 
 def main(connection: Connection, setup: Setup, clock: Any) -> None:

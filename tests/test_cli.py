@@ -79,6 +79,8 @@ def test_replay_of_a_case_that_differs(case_file: str, capsys: pytest.CaptureFix
     [
         ('{"schema": 99}', "schema: found 99"),
         ("no json", "Expecting value"),
+        ('{"schema": 1, "batch": 5}', "int"),
+        ('{"schema": 1, "batch": {"query_lens": 1, "seq_lens": 1}}', "int"),
         ('{"schema": 1, "spec": {"colour": 1}}', "unknown fields"),
         ('{"schema": 1, "batch": {"query_lens": [1]}}', "seq_lens"),
     ],

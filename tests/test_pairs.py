@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from pageproof.oracle.pairs import MODEL, Model, PairCounter, all_pairs, covering_array, feasible_pairs
+from pageproof.oracle.covering import covering_array
+from pageproof.oracle.pairs import MODEL, Model, PairCounter, all_pairs, feasible_pairs
 from pageproof.oracle.parameters import (
     BY_NAME,
     NOT_APPLICABLE,

@@ -10,8 +10,9 @@ import pytest
 
 from pageproof.oracle.case import ATTENTION_OPERATIONS, BatchShape, Case, Spec
 from pageproof.oracle.case_rules import why_invalid
+from pageproof.oracle.covering import covering_array
 from pageproof.oracle.lengths import COMPILED, INTERPRETED, Sizes, total_work
-from pageproof.oracle.pairs import MODEL, Model, covering_array
+from pageproof.oracle.pairs import MODEL, Model
 from pageproof.oracle.parameters import NOT_APPLICABLE, PARAMETERS
 from pageproof.oracle.sampler import Group, random_group, row_group
 from pageproof.oracle.traits import compile_key, traits, visible_keys
