@@ -10,7 +10,7 @@ from torch import Tensor
 from ..reference.problem import FLOAT8, Batch, Rules, Scales
 from ..reference.validation import KERNEL_DTYPES, Sizes, check_attention, check_batch_values
 from . import operators
-from .kernels.arguments import PagedKV, Queries, strides
+from .kernels.arguments import paged_kv, queries
 from .launch import STEP_SCHEMA, Shape, launch_step, read_step, require_device
 from .plan import Capacity, Plan, check_plan, make_plan
 
@@ -45,7 +45,7 @@ def attention(
         dtypes=KERNEL_DTYPES,
     )  # fmt: skip
     plan = prepare(q, batch, rules, sizes, plan, validate=validate)
-    out, lse = outputs(q, sizes, out, lse)
+    out, lse = answer_tensors(q, sizes, out, lse)
     operators.call("attention", q, k_cache, v_cache, *flatten(batch, rules, scales, plan, out, lse))
     return out, lse
 
@@ -62,7 +62,7 @@ def prepare(q: Tensor, batch: Batch, rules: Rules, sizes: Sizes, plan: Plan | No
     return make_plan(batch, Capacity(sizes.num_tokens, batch.num_requests, batch.max_blocks * sizes.block_size))
 
 
-def outputs(q: Tensor, sizes: Sizes, out: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:
+def answer_tensors(q: Tensor, sizes: Sizes, out: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:
     rows = (sizes.num_tokens, sizes.num_query_heads)
     if out is None:
         out = q.new_empty((*rows, sizes.head_size_v), dtype=torch.bfloat16 if q.dtype == FLOAT8 else q.dtype)
@@ -88,14 +88,6 @@ def arithmetic_of(q: Tensor, default: torch.dtype = torch.float16) -> torch.dtyp
     return default if q.dtype == FLOAT8 else q.dtype
 
 
-def paged_kv(k_cache: Tensor, v_cache: Tensor) -> PagedKV:
-    return PagedKV(
-        *(k_cache, *strides(k_cache, 0, 1, 2, 3)),
-        *(v_cache, *strides(v_cache, 0, 1, 2, 3)),
-        *(None,) * (len(PagedKV._fields) - 10),
-    )
-
-
 def _run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> None:
     num_kv_heads = k_cache.shape[2]
     shape = Shape(
@@ -105,9 +97,9 @@ def _run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> N
         head_size_v=v_cache.shape[3],
         block_size=k_cache.shape[1],
         arithmetic=arithmetic_of(q),
+        computed_operands=k_cache.dtype != arithmetic_of(q),
     )
-    queries = Queries(q, *strides(q, 0, 1), None, None, None)
-    launch_step(queries, paged_kv(k_cache, v_cache), shape, read_step(*flat))
+    launch_step(queries(q), paged_kv(k_cache, v_cache), shape, read_step(*flat))
 
 
 operators.define("attention", f"Tensor q, Tensor k_cache, Tensor v_cache, {STEP_SCHEMA}", _run_attention)

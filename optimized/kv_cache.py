@@ -8,8 +8,7 @@ from torch import Tensor
 from ..reference.problem import Scales
 from ..reference.validation import KERNEL_DTYPES, check_slots, check_update_kv_cache, check_update_mla_cache
 from . import operators
-from .attention import paged_kv
-from .kernels.arguments import Queries, strides
+from .kernels.arguments import paged_kv, queries
 from .kernels.kv_update import kv_update
 from .launch import device_guard, device_scales, padded, require_device
 from .tuning import num_programs, update_heads
@@ -83,8 +82,8 @@ def _run_update(
     num_heads, head_size, head_size_v = key.shape[1], key.shape[2], value.shape[2]
     with device_guard(key):
         kv_update[(min(num_tokens, num_programs(key.device)),)](
-            Queries(key, *strides(key, 0, 1), None, None, None),
-            Queries(value, *strides(value, 0, 1), None, None, None),
+            queries(key),
+            queries(value),
             paged_kv(k_cache, v_cache),
             device_scales(None, k_scale, v_scale, None),
             slot_mapping,

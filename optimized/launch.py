@@ -22,7 +22,7 @@ from .kernels.arguments import (
     Requests,
     ScoreRules,
     WorkLists,
-    strides,
+    outputs,
 )
 from .kernels.decode import decode
 from .kernels.merge import clear_padding, merge_splits
@@ -59,11 +59,12 @@ class Shape:
     arithmetic: torch.dtype  # what tl.dot multiplies, and P is cast to
     rope_size: int = 0
     rank: int = 0  # kv_lora_rank of decompressed MLA
+    computed_operands: bool = True  # keys or values are cast, transposed or projected before they are multiplied
 
     @property
     def row_bytes(self) -> int:
         dims = sum(padded(size) for size in (self.head_size, self.head_size_v, self.rope_size) if size)
-        return dims * self.arithmetic.itemsize
+        return int(dims * self.arithmetic.itemsize)
 
     def tiles(self, *, prefill: bool) -> Tiles:
         return attention_tiles(
@@ -71,6 +72,7 @@ class Shape:
             row_bytes=self.row_bytes,
             itemsize=self.arithmetic.itemsize,
             value_columns=padded(self.head_size_v),
+            computed_operands=self.computed_operands,
         )
 
     @property
@@ -155,7 +157,7 @@ def read_step(
         requests=Requests(cu_seqlens_q, seq_lens, block_table),
         rules=ScoreRules(softmax_scale, softcap, softcap and 2.0 / softcap, alibi_slopes, sinks, query_bias),
         scales=device_scales(q_scale, k_scale, v_scale, out_scale),
-        outputs=Outputs(out, *strides(out, 0, 1), lse, *strides(lse, 0, 1)),
+        outputs=outputs(out, lse),
         work=WorkLists(counts, offsets, prefill_items, decode_items, merge_items),
         table_stride=block_table.stride(0),
         sliding_window=None if sliding_window is None else min(sliding_window, LARGEST_WINDOW),
@@ -175,7 +177,7 @@ def device_scales(*tensors: Tensor | None) -> DeviceScales:
 
 def padded(size: int) -> int:
     """The power of two that `size` is padded to, at least the 16 that tl.dot needs."""
-    return max(triton.next_power_of_2(size), 16)
+    return max(int(triton.next_power_of_2(size)), 16)
 
 
 def launch_step(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..reference.validation import KERNEL_DTYPES, check_lse_values, check_merge_states
 from . import operators
-from .kernels.arguments import Outputs, strides
+from .kernels.arguments import outputs
 from .kernels.merge import merge_pair
 from .launch import device_guard, padded, require_device
 from .tuning import num_programs
@@ -39,14 +39,11 @@ def _run_merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: 
     if num_rows == 0:
         return
 
-    def group(part: Tensor, part_lse: Tensor) -> Outputs:
-        return Outputs(part, *strides(part, 0, 1), part_lse, *strides(part_lse, 0, 1))
-
     with device_guard(out):
         merge_pair[(num_programs(out.device),)](
-            group(out_a, lse_a),
-            group(out_b, lse_b),
-            group(out, lse),
+            outputs(out_a, lse_a),
+            outputs(out_b, lse_b),
+            outputs(out, lse),
             num_rows,
             NUM_QUERY_HEADS=num_query_heads,
             HEAD_SIZE_V=head_size_v,

@@ -9,8 +9,8 @@ from torch import Tensor
 from ..reference.problem import Batch, Rules, Scales
 from ..reference.validation import KERNEL_DTYPES, check_mla_attention, check_mla_attention_decompressed
 from . import operators
-from .attention import arithmetic_of, flatten, outputs, prepare
-from .kernels.arguments import PagedKV, Queries, strides
+from .attention import answer_tensors, arithmetic_of, flatten, prepare
+from .kernels.arguments import latent_kv, queries
 from .launch import STEP_SCHEMA, Shape, launch_step, read_step
 from .plan import Plan
 
@@ -42,7 +42,7 @@ def mla_attention(
         dtypes=KERNEL_DTYPES,
     )  # fmt: skip
     plan = prepare(q_nope, batch, rules, sizes, plan, validate=validate)
-    out, lse = outputs(q_nope, sizes, out, lse)
+    out, lse = answer_tensors(q_nope, sizes, out, lse)
     operators.call("mla_attention", q_nope, q_pe, latent_cache, *flatten(batch, rules, _row(scales), plan, out, lse))
     return out, lse
 
@@ -75,7 +75,7 @@ def mla_attention_decompressed(
         scales=scales, out=out, lse=lse, dtypes=KERNEL_DTYPES,
     )  # fmt: skip
     plan = prepare(q_nope, batch, rules, sizes, plan, validate=validate)
-    out, lse = outputs(q_nope, sizes, out, lse)
+    out, lse = answer_tensors(q_nope, sizes, out, lse)
     flat = flatten(batch, rules, _row(scales), plan, out, lse)
     operators.call("mla_attention_decompressed", q_nope, q_pe, latent_cache, w_uk, w_uv, *flat)
     return out, lse
@@ -88,16 +88,8 @@ def _row(scales: Scales | None) -> Scales | None:
     return Scales(q=scales.q, k=scales.k, v=scales.k, out=scales.out)
 
 
-def _latent(latent_cache: Tensor, rank: int) -> tuple[Any, ...]:
-    """(keys, strides, rope) of a latent cache seen as one kv head."""
-    rope = latent_cache[:, :, rank:]
-    block, slot, dim = strides(latent_cache, 0, 1, 2)
-    return (latent_cache, block, slot, 0, dim), rope
-
-
 def _run_absorbed(q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, *flat: Any) -> None:
     rank = q_nope.shape[2]
-    keys, rope = _latent(latent_cache, rank)
     shape = Shape(
         num_kv_heads=1,
         group=q_nope.shape[1],
@@ -107,16 +99,13 @@ def _run_absorbed(q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, *flat: Any
         arithmetic=arithmetic_of(q_nope),
         rope_size=q_pe.shape[2],
     )
-    queries = Queries(q_nope, *strides(q_nope, 0, 1), q_pe, *strides(q_pe, 0, 1))
-    cache = PagedKV(*keys, *(None,) * 5, rope, *(None,) * 8)
-    launch_step(queries, cache, shape, read_step(*flat))
+    launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank), shape, read_step(*flat))
 
 
 def _run_decompressed(
     q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, w_uk: Tensor, w_uv: Tensor, *flat: Any
 ) -> None:
     num_heads, head_size, rank = w_uk.shape
-    keys, rope = _latent(latent_cache, rank)
     # Each query head has keys of its own, all from the same rows: as many kv heads as query heads, stride 0.
     shape = Shape(
         num_kv_heads=num_heads,
@@ -128,12 +117,10 @@ def _run_decompressed(
         rope_size=q_pe.shape[2],
         rank=rank,
     )
-    queries = Queries(q_nope, *strides(q_nope, 0, 1), q_pe, *strides(q_pe, 0, 1))
-    weights = (w_uk, *strides(w_uk, 0, 1, 2), w_uv, *strides(w_uv, 0, 1, 2))
     step = read_step(*flat)
     # The values were scaled before they were rounded; only the output's scale is left for the store.
     step = step._replace(scales=step.scales._replace(v=None, v_stride=None))
-    launch_step(queries, PagedKV(*keys, *(None,) * 5, rope, *weights), shape, step)
+    launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank, w_uk, w_uv), shape, step)
 
 
 _ROWS = "Tensor q_nope, Tensor q_pe, Tensor latent_cache"

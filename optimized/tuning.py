@@ -51,11 +51,14 @@ def num_programs(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def attention_tiles(*, prefill: bool, row_bytes: int, itemsize: int, value_columns: int) -> Tiles:
+def attention_tiles(
+    *, prefill: bool, row_bytes: int, itemsize: int, value_columns: int, computed_operands: bool
+) -> Tiles:
     """Tiles of the attention kernels.
 
     row_bytes: one key and one value row in the arithmetic's format, whose elements have `itemsize` bytes;
-    value_columns: head_size_v, padded.
+    value_columns: head_size_v, padded; computed_operands: keys or values are not multiplied as they were loaded
+    but after a cast, a transposition or a projection.
     """
     if INTERPRETED:
         return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1)
@@ -65,10 +68,11 @@ def attention_tiles(*, prefill: bool, row_bytes: int, itemsize: int, value_colum
     if itemsize == 4:
         # No tensor cores: every product is unrolled into fused multiply-adds, which large tiles make slow to compile.
         block_m, block_n = min(block_m, 32), min(block_n, 32)
-    if value_columns < 64:
-        # Triton 3.6 addresses a computed right operand of 64 rows and fewer than 64 columns wrongly on Hopper:
-        # wrong sums, at times an illegal access (fuzzing found it; triton-lang/triton#11366 is of its kind).
-        block_n = min(block_n, 32)
+    if computed_operands and min(block_n, value_columns) < 64:
+        # Triton 3.6 addresses a computed right operand of fewer than 64 columns wrongly in a warp-group product:
+        # wrong sums, at times an illegal access (fuzzing found it; triton-lang/triton#11366 is of its kind, and
+        # reported for 3.7.1). With fewer than 64 rows, products are warp products, and right.
+        block_m = min(block_m, 32)
     return Tiles(block_m=block_m, block_n=block_n, num_warps=4, num_stages=2)
 
 

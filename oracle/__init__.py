@@ -12,8 +12,8 @@ from .case import BatchShape, Case, Spec
 from .verdict import Mismatch, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from .bound import Expected, evaluate
-    from .judge import judge
+    from .bound.evaluate import Expected, evaluate
+    from .judging import judge
 
 __all__ = [
     "BatchShape",
@@ -29,7 +29,7 @@ __all__ = [
     "judge",
 ]
 
-_LAZY = {"judge": "judge", "evaluate": "bound", "Expected": "bound"}
+_LAZY = {"judge": "judging", "evaluate": "bound.evaluate", "Expected": "bound.evaluate"}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,14 +9,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import campaign, progress, report
+from . import campaign
 from .adapters import TARGETS, find
+from .campaign import progress, report
+from .campaign.summary import JUDGE, Options
+from .campaign.worker import ORACLE_FAILED, load_judge
 from .case import Case
 from .case_rules import why_invalid
 from .environment import DEVICES, Unusable, choose_device, set_variables
-from .summary import JUDGE, Options
 from .verdict import Outcome, Verdict
-from .worker import ORACLE_FAILED, load_judge
 
 AGREES, DIFFERS, UNUSABLE, CANNOT_RUN, INTERNAL, INTERRUPTED = 0, 1, 2, 125, 128, 130
 
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--seconds", type=_positive(float), default=60.0, help="wall clock, start included (60)")
     fuzz.add_argument("--seed", type=_natural, default=0, help="the same seed draws the same cases (0)")
     fuzz.add_argument("--cases", type=_positive(int), help="stop after so many cases")
-    fuzz.add_argument("--workers", type=_positive(int), help="processes (one per core; on a GPU at most 8 for each)")
+    fuzz.add_argument("--workers", type=_positive(int), help="processes (one per core; on a GPU at most 16 for each)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
     fuzz.add_argument(
         "--findings", type=Path, default=Path("findings"), metavar="DIR", help="for failing cases (findings)"

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .bound import Expected
+from .bound.evaluate import Expected
+from .building.poison import is_unwritten
 from .locate import locate
-from .poison import is_unwritten
 from .verdict import Mismatch, Outcome
 
 if TYPE_CHECKING:
-    from .problem import Problem
+    from .building.problem import Problem
 
 Ratios = tuple[tuple[str, float], ...]
 

@@ -8,7 +8,7 @@ from ..reference.problem import Batch, Rules
 from ..reference.visibility import key_range
 
 if TYPE_CHECKING:
-    from .problem import Problem
+    from .building.problem import Problem
 
 
 def locate(problem: Problem, output: str, index: tuple[int, ...]) -> str:

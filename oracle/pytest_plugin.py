@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_finish() -> None:
     """Keep the workers of pytest-xdist from taking every core each, unless OMP_NUM_THREADS says what to do."""
-    uses_oracle = "torch" in sys.modules and "pageproof.oracle.judge" in sys.modules
+    uses_oracle = "torch" in sys.modules and "pageproof.oracle.judging" in sys.modules
     if uses_oracle and "PYTEST_XDIST_WORKER" in os.environ and "OMP_NUM_THREADS" not in os.environ:
         import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 
-from .formats import format_of
+from .bound.formats import format_of
 from .verdict import Mismatch, Outcome, Verdict
 
 _SAYS = {

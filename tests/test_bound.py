@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pageproof.oracle import BatchShape, Case, NumericContract, Spec, evaluate, judge
-from pageproof.oracle.bound import stored
+from pageproof.oracle.bound.evaluate import stored
+from pageproof.oracle.building.tensors import build
 from pageproof.oracle.case_rules import why_invalid
-from pageproof.oracle.tensors import build
 
 from .simulated_kernel import Simulated
 from .simulated_merge import SimulatedMerge

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pageproof.oracle import BatchShape, Case, NumericContract, Spec, judge
-from pageproof.oracle.recipes import variant
+from pageproof.oracle.building.recipes import variant
 
 from .simulated_kernel import Simulated
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pageproof.oracle import campaign, report
-from pageproof.oracle.campaign import Options, Summary
+from pageproof.oracle import campaign
+from pageproof.oracle.campaign import Options, Summary, report
+from pageproof.oracle.campaign.findings import Failure, Findings
+from pageproof.oracle.campaign.lengths import INTERPRETED
+from pageproof.oracle.campaign.offers import make_plan
+from pageproof.oracle.campaign.pairs import MODEL
+from pageproof.oracle.campaign.tally import Tally, median
 from pageproof.oracle.case import BatchShape, Case, Spec
 from pageproof.oracle.environment import Unusable
-from pageproof.oracle.findings import Failure, Findings
-from pageproof.oracle.lengths import INTERPRETED
-from pageproof.oracle.offers import make_plan
-from pageproof.oracle.pairs import MODEL
-from pageproof.oracle.tally import Tally, median
 from pageproof.oracle.verdict import Outcome, Verdict
 
 from . import campaign_helpers as helpers

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pageproof.oracle import campaign, cli, environment, progress, report
-from pageproof.oracle.campaign import Options, Summary
+from pageproof.oracle import cli, environment
+from pageproof.oracle.campaign import Options, Summary, progress, report, runner
+from pageproof.oracle.campaign.findings import Failure
+from pageproof.oracle.campaign.pairs import MODEL
 from pageproof.oracle.case import BatchShape, Case
-from pageproof.oracle.findings import Failure
-from pageproof.oracle.pairs import MODEL
 
 from . import campaign_helpers as helpers
 
@@ -227,9 +227,9 @@ def test_a_terminal_gets_one_live_line() -> None:
     assert "4 cases" in stream.getvalue()
 
 
-def test_a_campaign_asks_for_one_worker_per_core_and_at_most_eight_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(campaign.os, "cpu_count", lambda: 12)
-    assert campaign._workers(Options(), 0) == 12
-    assert campaign._workers(Options(), 1) == 8
-    assert campaign._workers(Options(), 2) == 12
-    assert campaign._workers(Options(workers=3), 1) == 3
+def test_a_campaign_asks_for_one_worker_per_core_and_at_most_sixteen_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 24)
+    assert runner.workers(Options(), 0) == 24
+    assert runner.workers(Options(), 1) == 16
+    assert runner.workers(Options(), 2) == 24
+    assert runner.workers(Options(workers=3), 1) == 3

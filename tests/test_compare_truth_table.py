@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from pageproof.oracle import BatchShape, Case, Expected, Outcome, Spec
+from pageproof.oracle.building.poison import sentinel_bits
+from pageproof.oracle.building.problem import Problem
+from pageproof.oracle.building.tensors import build
 from pageproof.oracle.compare import compare
-from pageproof.oracle.poison import sentinel_bits
-from pageproof.oracle.problem import Problem
-from pageproof.oracle.tensors import build
 
 NAN, INF = math.nan, math.inf
 UNWRITTEN = "unwritten"  # stands for the NaN that an output is born with

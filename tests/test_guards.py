@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from pageproof import reference
+from pageproof.oracle.building.poison import INTEGERS
+from pageproof.oracle.building.tensors import Problem, build
 from pageproof.oracle.candidate import NumericContract
 from pageproof.oracle.case import CACHE_LAYOUTS, FLOAT8, BatchShape, Case, Spec
 from pageproof.oracle.execution.eager import run, unzeroed_allocations
-from pageproof.oracle.poison import INTEGERS
-from pageproof.oracle.tensors import Problem, build
 
 
 def make(operation: str = "attention", **changes: Any) -> Case:

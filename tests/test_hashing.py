@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pageproof.oracle import pinned
-from pageproof.oracle.hashing import hashed, host_hashes, host_normals, index_terms, normals, stream_key
+from pageproof.oracle.building import pinned
+from pageproof.oracle.building.hashing import hashed, host_hashes, host_normals, index_terms, normals, stream_key
 
 
 def lowbias32(x: int) -> int:

@@ -97,10 +97,10 @@ def violations(path: str, source: str) -> list[str]:
         ("optimized/attention.py", "from ..oracle import case"),
         ("optimized/attention.py", "import numpy"),
         ("optimized/kernels/decode.py", "from ...reference import kv_cache"),
-        ("oracle/judge.py", "def f():\n    import triton"),
-        ("oracle/judge.py", "from ..optimized.attention import attention"),
-        ("oracle/judge.py", "from hypothesis import strategies"),
-        ("oracle/judge.py", "if TYPE_CHECKING:\n    import pytest"),
+        ("oracle/judging.py", "def f():\n    import triton"),
+        ("oracle/judging.py", "from ..optimized.attention import attention"),
+        ("oracle/judging.py", "from hypothesis import strategies"),
+        ("oracle/judging.py", "if TYPE_CHECKING:\n    import pytest"),
         ("oracle/execution/eager.py", "from ...optimized import plan"),
         ("oracle/strategies.py", "import pytest"),
         ("oracle/adapters/reference.py", "def f():\n    from ...optimized import attention"),
@@ -146,7 +146,7 @@ def test_every_module_imports(module: str) -> None:
     [
         ("pageproof.reference", ["triton", "pageproof.optimized", "pageproof.oracle"]),
         ("pageproof.optimized", ["pageproof.oracle", "pytest", "hypothesis"]),
-        ("pageproof.oracle.judge", ["pageproof.optimized", "pytest", "hypothesis"]),
+        ("pageproof.oracle.judging", ["pageproof.optimized", "pytest", "hypothesis"]),
         ("pageproof.oracle.pytest_plugin", ["torch", "triton", "numpy"]),
     ],
 )

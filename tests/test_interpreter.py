@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,8 +34,17 @@ def test_casts_round_to_nearest_even(dtype: torch.dtype) -> None:
 
 
 def test_the_probe_sees_an_unrepaired_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interpreter, "convert", lambda data, source, target: data)
-    with pytest.raises(RuntimeError, match=r"computes wrongly here: .*bfloat16"):
+    from triton import language as tl
+
+    right = interpreter.convert
+
+    def truncating(data: Any, source: Any, target: Any) -> Any:
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return right(data, source, target)
+        return (np.ascontiguousarray(data).view(np.uint32) >> 16).astype(np.uint16)
+
+    monkeypatch.setattr(interpreter, "convert", truncating)
+    with pytest.raises(RuntimeError, match=r"computes wrongly here: casts to torch\.bfloat16$"):
         interpreter.probe()
 
 

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from pageproof.oracle.covering import covering_array
-from pageproof.oracle.pairs import MODEL, Model, PairCounter, all_pairs, feasible_pairs
-from pageproof.oracle.parameters import (
+from pageproof.oracle.campaign.covering import covering_array
+from pageproof.oracle.campaign.pairs import MODEL, Model, PairCounter, all_pairs, feasible_pairs
+from pageproof.oracle.campaign.parameters import (
     BY_NAME,
     NOT_APPLICABLE,
     PARAMETERS,

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from pageproof import reference
+from pageproof.oracle.building.poison import INTEGERS, is_unwritten, sentinel_bits
+from pageproof.oracle.building.tensors import Problem, build
 from pageproof.oracle.case import ATTENTION_OPERATIONS, FLOAT8, POISON_TIERS, BatchShape, Case, Spec
-from pageproof.oracle.poison import INTEGERS, is_unwritten, sentinel_bits
 from pageproof.oracle.strategies import cases
-from pageproof.oracle.tensors import Problem, build
 
 OUTPUT_DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
 HUGE = 2147480000

@@ -15,7 +15,7 @@ torch.set_num_threads(2)
 def test_device(pageproof_device):
     print("DEVICE", pageproof_device, "THREADS", torch.get_num_threads())
 """
-JUDGE_TEST = "import pageproof.oracle.judge" + DEVICE_TEST
+JUDGE_TEST = "import pageproof.oracle.judging" + DEVICE_TEST
 
 
 def run_pytest(folder: Path, source: str, *options: str, **environment: str) -> str:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pageproof.oracle.building.pages import lay_out, readable_keys
+from pageproof.oracle.building.poison import classify
+from pageproof.oracle.building.recipes import VARIANTS, needles, variant
+from pageproof.oracle.building.tensors import Problem, build
 from pageproof.oracle.case import ATTENTION_OPERATIONS, DTYPES, FLOAT8, RECIPES, BatchShape, Case, Spec
-from pageproof.oracle.pages import lay_out, readable_keys
-from pageproof.oracle.poison import classify
-from pageproof.oracle.recipes import VARIANTS, needles, variant
-from pageproof.oracle.tensors import Problem, build
 from pageproof.reference.attention import Answer, attention, attention_rows
 from pageproof.reference.mla import mla_attention_rows
 

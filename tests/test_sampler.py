@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 
+from pageproof.oracle.campaign.covering import covering_array
+from pageproof.oracle.campaign.lengths import COMPILED, INTERPRETED, Sizes, total_work
+from pageproof.oracle.campaign.pairs import MODEL, Model
+from pageproof.oracle.campaign.parameters import NOT_APPLICABLE, PARAMETERS
+from pageproof.oracle.campaign.sampler import Group, random_group, row_group
+from pageproof.oracle.campaign.traits import compile_key, traits, visible_keys
 from pageproof.oracle.case import ATTENTION_OPERATIONS, BatchShape, Case, Spec
 from pageproof.oracle.case_rules import why_invalid
-from pageproof.oracle.covering import covering_array
-from pageproof.oracle.lengths import COMPILED, INTERPRETED, Sizes, total_work
-from pageproof.oracle.pairs import MODEL, Model
-from pageproof.oracle.parameters import NOT_APPLICABLE, PARAMETERS
-from pageproof.oracle.sampler import Group, random_group, row_group
-from pageproof.oracle.traits import compile_key, traits, visible_keys
 
 WIDE = Model(extra=True)
 SIZES = [pytest.param(INTERPRETED, id="interpreted"), pytest.param(COMPILED, id="compiled")]

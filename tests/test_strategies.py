@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import Phase, find, given, settings
 
+from pageproof.oracle.building.tensors import build
 from pageproof.oracle.case import ATTENTION_OPERATIONS, OPERATIONS, Case
 from pageproof.oracle.case_rules import why_invalid
 from pageproof.oracle.strategies import LARGEST_KEYS, cases
-from pageproof.oracle.tensors import build
 
 FEW = settings(max_examples=60)
 MANY = settings(max_examples=2000, database=None, derandomize=True)

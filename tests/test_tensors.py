@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from torch import Tensor
 
 from pageproof import reference
-from pageproof.oracle import pinned
+from pageproof.oracle.building import pinned
+from pageproof.oracle.building.memory import cache_layouts
+from pageproof.oracle.building.tensors import Problem, build
 from pageproof.oracle.case import CACHE_LAYOUTS, DTYPES, FLOAT8, OPERATIONS, BatchShape, Case, Spec
-from pageproof.oracle.memory import cache_layouts
 from pageproof.oracle.strategies import cases
-from pageproof.oracle.tensors import Problem, build
 
 BATCH = BatchShape(query_lens=(1, 9, 0, 4), seq_lens=(50, 9, 0, 37), padding_tokens=2, table_slack=2, shared_blocks=2)
 SIZES: dict[str, dict[str, Any]] = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pageproof.oracle import BatchShape, Case, Mismatch, NumericContract, Outcome, Spec, Verdict, judge
+from pageproof.oracle.building.tensors import build
 from pageproof.oracle.locate import locate
-from pageproof.oracle.tensors import build
 from pageproof.oracle.verdict import FAILURES
 
 from .simulated_kernel import Simulated

@@ -8,7 +8,7 @@ windows, the table's row stride) are not in here: inside a tuple Triton speciali
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -36,20 +36,20 @@ class PagedKV(NamedTuple):
     key_stride_slot: int
     key_stride_head: int
     key_stride_dim: int
-    v_cache: Tensor | None  # [num_blocks, block_size, num_kv_heads, head_size_v]
-    value_stride_block: int | None
-    value_stride_slot: int | None
-    value_stride_head: int | None
-    value_stride_dim: int | None
-    rope: Tensor | None  # [num_blocks, block_size, qk_rope_head_dim]; block and slot strides are the keys'
-    w_uk: Tensor | None  # [num_query_heads, qk_nope_head_dim, kv_lora_rank]
-    w_uk_stride_head: int | None
-    w_uk_stride_row: int | None
-    w_uk_stride_column: int | None
-    w_uv: Tensor | None  # [num_query_heads, v_head_dim, kv_lora_rank]
-    w_uv_stride_head: int | None
-    w_uv_stride_row: int | None
-    w_uv_stride_column: int | None
+    v_cache: Tensor | None = None  # [num_blocks, block_size, num_kv_heads, head_size_v]
+    value_stride_block: int | None = None
+    value_stride_slot: int | None = None
+    value_stride_head: int | None = None
+    value_stride_dim: int | None = None
+    rope: Tensor | None = None  # [num_blocks, block_size, qk_rope_head_dim]; block and slot strides are the keys'
+    w_uk: Tensor | None = None  # [num_query_heads, qk_nope_head_dim, kv_lora_rank]
+    w_uk_stride_head: int | None = None
+    w_uk_stride_row: int | None = None
+    w_uk_stride_column: int | None = None
+    w_uv: Tensor | None = None  # [num_query_heads, v_head_dim, kv_lora_rank]
+    w_uv_stride_head: int | None = None
+    w_uv_stride_row: int | None = None
+    w_uv_stride_column: int | None = None
 
 
 class Requests(NamedTuple):
@@ -110,11 +110,53 @@ class WorkLists(NamedTuple):
     merge_items: Tensor
 
 
-def strides(tensor: Tensor | None, *dims: int) -> tuple[Any, ...]:
-    """The strides of `dims`, or as many Nones where there is no tensor.
+def stride(tensor: Tensor, dim: int) -> int:
+    """A dimension of size 1 may carry any stride; 0 is as good and never overflows."""
+    return tensor.stride(dim) if tensor.shape[dim] > 1 else 0
 
-    A dimension of size 1 may carry any stride; 0 is as good and never overflows.
-    """
-    if tensor is None:
-        return (None,) * len(dims)
-    return tuple(tensor.stride(dim) if tensor.shape[dim] > 1 else 0 for dim in dims)
+
+def _stride(tensor: Tensor | None, dim: int) -> int | None:
+    return None if tensor is None else stride(tensor, dim)
+
+
+def queries(main: Tensor, rope: Tensor | None = None) -> Queries:
+    return Queries(main, stride(main, 0), stride(main, 1), rope, _stride(rope, 0), _stride(rope, 1))
+
+
+def outputs(out: Tensor, lse: Tensor) -> Outputs:
+    return Outputs(out, stride(out, 0), stride(out, 1), lse, stride(lse, 0), stride(lse, 1))
+
+
+def paged_kv(k_cache: Tensor, v_cache: Tensor) -> PagedKV:
+    return PagedKV(
+        k_cache=k_cache,
+        key_stride_block=stride(k_cache, 0),
+        key_stride_slot=stride(k_cache, 1),
+        key_stride_head=stride(k_cache, 2),
+        key_stride_dim=stride(k_cache, 3),
+        v_cache=v_cache,
+        value_stride_block=stride(v_cache, 0),
+        value_stride_slot=stride(v_cache, 1),
+        value_stride_head=stride(v_cache, 2),
+        value_stride_dim=stride(v_cache, 3),
+    )
+
+
+def latent_kv(latent_cache: Tensor, rank: int, w_uk: Tensor | None = None, w_uv: Tensor | None = None) -> PagedKV:
+    """A latent cache: rows that every kv head shares, hence a head stride of 0."""
+    return PagedKV(
+        k_cache=latent_cache,
+        key_stride_block=stride(latent_cache, 0),
+        key_stride_slot=stride(latent_cache, 1),
+        key_stride_head=0,
+        key_stride_dim=stride(latent_cache, 2),
+        rope=latent_cache[:, :, rank:],
+        w_uk=w_uk,
+        w_uk_stride_head=_stride(w_uk, 0),
+        w_uk_stride_row=_stride(w_uk, 1),
+        w_uk_stride_column=_stride(w_uk, 2),
+        w_uv=w_uv,
+        w_uv_stride_head=_stride(w_uv, 0),
+        w_uv_stride_row=_stride(w_uv, 1),
+        w_uv_stride_column=_stride(w_uv, 2),
+    )

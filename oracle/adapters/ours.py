@@ -43,6 +43,7 @@ class Ours:
             block_size=spec.block_size,
             arithmetic=launch.TORCH_DTYPES[arithmetic],
             rope_size=spec.rope_head_size,
+            computed_operands=spec.operation != "attention" or spec.kv_dtype == FLOAT8,
         )
         tiles = [shape.tiles(prefill=prefill) for prefill in (True, False)]
         # A float32 product is a chain of fused multiply-adds; the tensor cores' sums truncate.

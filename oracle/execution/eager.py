@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..building.problem import Problem
 from ..candidate import Candidate
-from ..problem import Problem
 
 
 def run(candidate: Candidate, problem: Problem) -> dict[str, Tensor]:

@@ -1,0 +1,182 @@
+"""What a problem's outputs should be, and how far from it a kernel of a declared arithmetic may end up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...reference.attention import Answer, answer, attention_rows, scatter
+from ...reference.casting import per_query_head
+from ...reference.kv_cache import update_kv_cache, update_mla_cache
+from ...reference.merge import merge_states
+from ...reference.mla import decompress, latent_rows, mla_attention_rows
+from ...reference.problem import FLOAT8, Scales
+from ..candidate import NumericContract
+from .formats import FLOAT8_LARGEST, TF32, U, format_of
+from .merge import merge_bounds
+from .rows import row_bounds
+from .scores import Operands, sum_steps
+
+if TYPE_CHECKING:
+    from ..building.problem import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """The right answer by output name, and the bound of each element.
+
+    `exact` (the cache updates): `values` hold the whole pools in their own format and every bit must match.
+    Otherwise `values` and `bounds` are float64: an output agrees where |output - value| <= bound. An infinite
+    value must be met exactly; an infinite bound leaves open whether a finite value overflows the output's
+    format. For a float8 output, both count units of the stored format, after the division by its scale.
+    """
+
+    values: dict[str, Tensor]
+    bounds: dict[str, Tensor]
+    dtypes: dict[str, torch.dtype]
+    exact: bool = False
+
+
+@torch.no_grad()
+def evaluate(problem: Problem, contract: NumericContract) -> Expected:
+    """The reference in float64, once, and ORACLE's hard bounds from the same intermediate values.
+
+    For the cache updates, `problem.pristine` (the pools as they were before the candidate ran) is brought up
+    to date in place: writing the same rows twice changes nothing.
+    """
+    operation = problem.case.spec.operation
+    arguments = problem.arguments
+    if operation == "update_kv_cache":
+        update_kv_cache(**{**arguments, **problem.pristine})
+        return _pools(problem.pristine)
+    if operation == "update_mla_cache":
+        update_mla_cache(**{**arguments, **problem.pristine})
+        return _pools(problem.pristine)
+    if operation == "merge_states":
+        return _merged(arguments, contract)
+    return _attended(operation, arguments, contract)
+
+
+def _pools(pristine: dict[str, Tensor]) -> Expected:
+    dtypes = {name: pool.dtype for name, pool in pristine.items()}
+    return Expected(values=dict(pristine), bounds={}, dtypes=dtypes, exact=True)
+
+
+def _merged(arguments: dict[str, Any], contract: NumericContract) -> Expected:
+    out_a, lse_a, out_b, lse_b = (arguments[name].double() for name in ("out_a", "lse_a", "out_b", "lse_b"))
+    out, lse = merge_states(out_a, lse_a, out_b, lse_b)
+    out_bound, lse_bound = merge_bounds(out_a, lse_a, out_b, lse_b, lse, contract)
+    dtypes = {"out": arguments["out_a"].dtype, "lse": arguments["lse_a"].dtype}
+    out, out_bound = stored(out, out_bound, dtypes["out"])
+    return Expected(values={"out": out, "lse": lse}, bounds={"out": out_bound, "lse": lse_bound}, dtypes=dtypes)
+
+
+def _attended(operation: str, arguments: dict[str, Any], contract: NumericContract) -> Expected:
+    out, rules = arguments["out"], arguments["rules"]
+    shape = out.shape
+    device = out.device
+    wide_out = torch.zeros(shape[0] + 1, shape[1], shape[2], dtype=torch.float64, device=device)
+    out_bound = torch.zeros_like(wide_out)
+    wide_lse = torch.full((shape[0] + 1, shape[1]), -torch.inf, dtype=torch.float64, device=device)
+    lse_bound = torch.zeros_like(wide_lse)
+    for part, operands in _ANSWERS[operation](arguments, contract):
+        part_out_bound, part_lse_bound = row_bounds(part, contract=contract, rules=rules, operands=operands)
+        scatter(wide_out, part.rows, part.out)
+        scatter(out_bound, part.rows, part_out_bound)
+        scatter(wide_lse, part.rows, part.weights.lse)
+        scatter(lse_bound, part.rows, part_lse_bound)
+    scales = arguments.get("scales") or Scales()
+    factor = per_query_head(scales.out, shape[1])
+    value, bound = stored(wide_out[:-1], out_bound[:-1], out.dtype, factor)
+    return Expected(
+        values={"out": value, "lse": wide_lse[:-1]},
+        bounds={"out": bound, "lse": lse_bound[:-1]},
+        dtypes={"out": out.dtype, "lse": arguments["lse"].dtype},
+    )
+
+
+def stored(value: Tensor, bound: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The value and its bound after the one cast to `dtype`, with the division by `scale` before it.
+
+    Rounding to nearest is monotone and clamping is 1-Lipschitz, so neither can widen what the computed and
+    the exact value have between them by more than one rounding. A bound of 0 stays 0 where the value is 0.
+    """
+    if scale is not None:
+        value = value / scale
+        bound = bound / scale
+        bound = bound + U * (value.abs() + bound)
+    if dtype == FLOAT8:
+        value = value.clamp(-FLOAT8_LARGEST, FLOAT8_LARGEST)
+    size = value.abs()
+    cast = format_of(dtype)
+    rounded = bound + cast.roundoff * (size + bound) + cast.underflow
+    rounded = torch.where((bound == 0) & (size == 0), 0.0, rounded)
+    if math.isinf(cast.overflow):
+        return value, rounded
+    rounded = torch.where(size + bound >= cast.overflow, torch.inf, rounded)
+    overflows = size - bound >= cast.overflow
+    return torch.where(overflows, value.sign() * torch.inf, value), torch.where(overflows, 0.0, rounded)
+
+
+def _attention_answers(arguments: dict[str, Any], contract: NumericContract) -> Iterator[tuple[Answer, Operands]]:
+    q, k_cache, v_cache, batch, rules = (arguments[name] for name in ("q", "k_cache", "v_cache", "batch", "rules"))
+    scales = arguments.get("scales") or Scales()
+    operands = Operands(score_scales=_count(scales.q, scales.k), value_scales=_count(scales.v))
+    for part in attention_rows(q, k_cache, v_cache, batch, rules, scales):
+        yield part, operands
+
+
+def _mla_answers(arguments: dict[str, Any], contract: NumericContract) -> Iterator[tuple[Answer, Operands]]:
+    q_nope, q_pe, latent_cache = (arguments[name] for name in ("q_nope", "q_pe", "latent_cache"))
+    scales = arguments.get("scales") or Scales()
+    operands = Operands(score_scales=_count(scales.q, scales.k), value_scales=_count(scales.k))
+    for part in mla_attention_rows(q_nope, q_pe, latent_cache, arguments["batch"], arguments["rules"], scales):
+        yield part, operands
+
+
+def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) -> Iterator[tuple[Answer, Operands]]:
+    """Keys and values are computed here, k_nope = W_UK c and v = W_UV c: their errors join the operands'.
+
+    A sum of C = kv_lora_rank products moves k_nope by at most ((1 + u)^(1.1 C + 2) - 1) * |W_UK| |c|, and a latent
+    that is dequantised and then rounded moves it by u_key more of the same. What rounds the finished k and v
+    (u_key, u_value_cast) is relative to them and is counted with the other relative errors.
+    """
+    q_nope, q_pe, latent_cache = (arguments[name] for name in ("q_nope", "q_pe", "latent_cache"))
+    w_uk, w_uv = arguments["w_uk"], arguments["w_uv"]
+    batch, rules = arguments["batch"], arguments["rules"]
+    scales = arguments.get("scales") or Scales()
+    scaled = _count(scales.k)
+    is_float8 = latent_cache.dtype == FLOAT8
+    terms = sum_steps(w_uk.shape[2])
+    key_relative = math.expm1(terms * contract.u_score) + (contract.u_key if is_float8 else 0.0) + 2 * U * scaled
+    value_relative = math.expm1(terms * contract.u_value) + (contract.u_value_cast if is_float8 else 0.0)
+    if contract.tf32:
+        key_relative, value_relative = (relative + 2 * TF32 + TF32**2 for relative in (key_relative, value_relative))
+    rope = q_pe.shape[2]
+    for rows in latent_rows(q_nope, q_pe, latent_cache, w_uk.shape[2], batch, rules, scales):
+        sizes = decompress(replace(rows, k=rows.k.abs(), v=rows.v.abs()), w_uk.abs(), w_uv.abs())
+        key_error = key_relative * sizes.k
+        key_error[..., key_error.shape[-1] - rope :] = 0.0  # k_pe is stored, not computed
+        operands = Operands(
+            score_scales=_count(scales.q, scales.k),
+            value_scales=scaled,
+            key_error=key_error,
+            value_error=value_relative * sizes.v,
+        )
+        yield answer(decompress(rows, w_uk, w_uv), rules), operands
+
+
+def _count(*scales: Tensor | None) -> int:
+    return sum(scale is not None for scale in scales)
+
+
+_ANSWERS = {
+    "attention": _attention_answers,
+    "mla_attention": _mla_answers,
+    "mla_attention_decompressed": _decompressed_answers,
+}

@@ -1,0 +1,215 @@
+"""Batches of a given kind, with lengths where kernels have their edges.
+
+Lengths lean to the neighbours of pages, windows, tiles and splits: drawn evenly, a length that ends exactly at a
+window's edge comes once in ten thousand cases.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..case import ATTENTION_OPERATIONS, BatchShape, Spec
+from .traits import LONG, SPECULATIVE, TILES
+
+Request = tuple[int, int]  # (new tokens, keys)
+
+SPLITS = (64, 256)  # keys at whose multiples a decode kernel may hand over to another program
+LIVE = ("decode", "prefill", "chunked", "speculative")
+MANY = (63, 64, 65, 255, 256, 257, 300)  # requests, about where plans go through a batch in blocks
+VERY_LONG = (32767, 32768, 32769, 40000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large cases are, and how many come from one compile key."""
+
+    heads: int  # query heads
+    requests: int
+    tokens: int  # new tokens of all requests together, roughly
+    keys: int  # of one request
+    work: tuple[int, ...]  # the most a case may cost, drawn for each case; see `work`
+    pool: int  # elements of the caches
+    interpreted: bool
+    long_share: float  # of the cases with `LONG` keys or more in a request, if the kind of batch has any
+    many_share: float  # of the cases with many small requests
+    very_long_share: float  # of the long ones
+    cases_per_row: int  # of the covering array
+    cases_per_key: int  # of the random phase
+    far_share: float  # of the compile keys with pages past 2**31 elements
+
+
+# One program and tile of 32 keys costs the interpreter 7 to 9 ms, whatever the head size; it compiles nothing.
+INTERPRETED = Sizes(
+    heads=72,
+    requests=4,
+    tokens=24,
+    keys=150,
+    work=(8, 16, 24),
+    pool=2**21,
+    interpreted=True,
+    long_share=0.0,
+    many_share=0.0,
+    very_long_share=0.0,
+    cases_per_row=1,
+    cases_per_key=3,
+    far_share=0.0,
+)
+# A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
+COMPILED = Sizes(
+    heads=568,
+    requests=16,
+    tokens=2048,
+    keys=8192,
+    work=(2**22, 2**23, 2**23, 2**24, 2**26),
+    pool=2**25,
+    interpreted=False,
+    long_share=0.5,
+    many_share=0.02,
+    very_long_share=0.02,
+    cases_per_row=6,
+    cases_per_key=80,
+    far_share=0.03,
+)
+
+
+def work(spec: Spec, request: Request, sizes: Sizes) -> int:
+    """What a request costs: tiles of the interpreter, or scores of the reference."""
+    n, length = request
+    if spec.operation not in ATTENTION_OPERATIONS:
+        return 0
+    if not sizes.interpreted:
+        return n * length * spec.num_query_heads
+    keys = length if spec.sliding_window is None else min(length, spec.sliding_window + n)
+    return spec.num_kv_heads * math.ceil(n * spec.group_size / 32) * math.ceil(keys / 32)
+
+
+def total_work(spec: Spec, batch: BatchShape, sizes: Sizes) -> int:
+    return sum(work(spec, request, sizes) for request in zip(batch.query_lens, batch.seq_lens, strict=True))
+
+
+class Batches:
+    """Draws requests for one case."""
+
+    def __init__(self, spec: Spec, sizes: Sizes, rng: random.Random, *, long: bool = False, floor: int = 1) -> None:
+        """`long`: one request has `LONG` keys or more; `floor`: two requests have at least so many keys."""
+        self.spec, self.sizes, self.rng, self.floor = spec, sizes, rng, floor
+        self.long = long
+        self.keys = sizes.keys if long else min(sizes.keys, LONG)
+        self.limit = rng.choice(sizes.work)
+        windows = [window for window in (spec.sliding_window, spec.right_window) if window and window < sizes.keys]
+        self.anchors = (spec.block_size, spec.block_size, *TILES, *SPLITS, *windows, *windows)
+
+    def draw(self, kind: str) -> list[Request]:
+        """Requests whose batch is of this kind, in random order, within the case's share of work and memory."""
+        parts = self._parts(kind)
+        holders = [index for index, part in enumerate(parts) if part != "overhang"][:2]
+        floors = [self.floor if index in holders else 1 for index in range(len(parts))]
+        drawn = [self._request(part, floor) for part, floor in zip(parts, floors, strict=True)]
+        requests = self._affordable(drawn, floors)
+        self.rng.shuffle(requests)
+        return requests
+
+    def _parts(self, kind: str) -> list[str]:
+        rng = self.rng
+        if kind == "nothing":
+            return []
+        if kind in LIVE and rng.random() < self.sizes.many_share and kind != "prefill":
+            self.long = False
+            return [kind] * rng.choice(MANY)
+        count = min(self.sizes.requests, int(2 ** rng.uniform(0, math.log2(self.sizes.requests + 1))))
+        if kind in LIVE:
+            return [kind] * max(count, 2 if self.floor else 1)
+        others = [rng.choice(LIVE) for _ in range(max(0, count - 2))]
+        busy = rng.choice(LIVE[1:])
+        if kind == "mixed":
+            return [busy, "decode", *others]
+        return [busy, kind, "decode", *others] if self.floor else [busy, kind, *others]
+
+    def _request(self, kind: str, floor: int) -> Request:
+        if self.long and kind in LIVE:
+            self.long, floor = False, max(LONG, floor)  # whoever comes first is the long one
+        if kind == "decode":
+            return 1, self._length(floor, max(floor, self._longest()))
+        if kind == "idle":
+            return 0, self._length(floor, max(floor, self.keys))
+        if kind == "overhang":
+            n = self._length(2, max(2, self.sizes.tokens // 4))
+            return n, self.rng.choice((0, 1, n - 1, self.rng.randrange(n)))
+        if kind == "prefill":
+            n = self._length(max(2, floor), max(2, floor, self.sizes.tokens // 2))
+            return n, n
+        n = self.rng.randint(2, SPECULATIVE) if kind == "speculative" else self._length(2, self._chunk())
+        smallest = max(n + 1, floor)
+        if self.rng.random() < 0.5:
+            return n, max(smallest, n + self._length(1, self.keys))
+        return n, self._length(smallest, max(smallest, self._longest()))
+
+    def _longest(self) -> int:
+        if self.keys > LONG and self.rng.random() < self.sizes.very_long_share:
+            return self.rng.choice(VERY_LONG)
+        if self.sizes.interpreted and self.rng.random() < 0.1:
+            return 2 * max(SPLITS) + 1
+        return self.keys
+
+    def _chunk(self) -> int:
+        return max(2, self.rng.choice((self.sizes.tokens // 2, self.sizes.tokens // 8)))
+
+    def _length(self, smallest: int, largest: int) -> int:
+        rng = self.rng
+        kind = rng.random()
+        if largest in VERY_LONG:
+            return largest
+        if kind < 0.5:
+            length = rng.choice(self.anchors) * rng.choice((1, 1, 1, 2, 3)) + rng.choice((-1, 0, 1))
+        elif kind < 0.65:
+            length = rng.randint(1, 9)
+        elif kind < 0.75:
+            length = largest - rng.randint(0, 1)
+        else:
+            length = 0
+        if smallest <= length <= largest:
+            return length
+        return min(largest, max(smallest, round(2 ** rng.uniform(math.log2(smallest), math.log2(largest)))))
+
+    def _affordable(self, requests: list[Request], floors: list[int]) -> list[Request]:
+        """The requests made smaller, the most costly first, until the case may cost that much."""
+        spec, sizes = self.spec, self.sizes
+        row = max(1, spec.num_kv_heads) * (spec.head_size + max(spec.head_size_v, spec.rope_head_size))
+        shrinking = set(range(len(requests)))
+        while shrinking:
+            costs = [work(spec, request, sizes) / self.limit + row * request[1] / sizes.pool for request in requests]
+            too_costly, tokens = sum(costs) > 1, sum(n for n, _ in requests)
+            if not too_costly and tokens <= sizes.tokens:
+                break
+            worst = max(sorted(shrinking), key=costs.__getitem__ if too_costly else lambda i: requests[i][0])
+            smaller = _smaller(requests[worst], floors[worst])
+            if smaller == requests[worst]:
+                shrinking.remove(worst)
+            requests[worst] = smaller
+        return requests
+
+
+def _smaller(request: Request, floor: int) -> Request:
+    """About half of it and of the same kind; the request itself if it cannot be smaller."""
+    n, length = request
+    if 2 <= n == length:
+        n = min(n, max(2, floor, n // 2))
+        return n, n
+    if n > 2:
+        less = max(2, n // 2)
+        if length < n:
+            return less, min(length, less - 1)
+        return less, max(less + 1, floor, length - n + less)
+    return n, min(length, max(n + 1 if n > 1 and length > n else 1, floor, length // 2))
+
+
+def spread(requests: Sequence[Request], extra: int, rng: random.Random) -> list[Request]:
+    """The requests with `extra` padding requests: at the end, where engines have them, or anywhere."""
+    spread_out = list(requests)
+    at_end = rng.random() < 0.7
+    for _ in range(extra):
+        spread_out.insert(len(spread_out) if at_end else rng.randint(0, len(spread_out)), (0, 0))
+    return spread_out

@@ -1,0 +1,74 @@
+"""What a campaign and its worker processes say to each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..verdict import Verdict
+from .findings import Failure, Signature
+from .offers import Plan
+from .pairs import Trait
+from .sampler import Group
+from .tally import Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What a worker is told once."""
+
+    number: int
+    target: str
+    device: str
+    judge: str  # module:function
+    inflight: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRequest:
+    """Work out which rows the campaign starts with; needs the candidate, which only workers have."""
+
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """A group, or what is left of it after a worker died in it."""
+
+    group: Group
+    start: int = 0
+    skip: frozenset[int] = frozenset()  # positions of cases that killed a worker
+    deaths: int = 0  # of workers, in this group
+    banned: frozenset[Trait] = frozenset()
+    stop_at: float = float("inf")  # time.monotonic(), which all processes share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """The worker cannot work at all: no such target, no such device, or a fault of the oracle's outside of a case."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    plan: Plan
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What was judged since the last report, up to a position of the group."""
+
+    position: int
+    tally: Tally = field(default_factory=Tally)
+    failures: list[Failure] = field(default_factory=list)  # new kinds, or smaller ones of their kind
+    repeats: Counter[Signature] = field(default_factory=Counter)  # more of what was reported before
+    verdicts: list[Verdict] = field(default_factory=list)  # where the group was given, not drawn
+    done: bool = False  # with the group
+    lost: bool = False  # the device: the process ends after this report

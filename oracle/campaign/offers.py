@@ -1,0 +1,74 @@
+"""What a target accepts, learnt by asking `declines`: the values to leave out, and rows that cover the rest."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..candidate import Candidate
+from .covering import Accepts, covering_array
+from .lengths import Sizes
+from .pairs import Model, Trait
+from .parameters import NOT_APPLICABLE, Row, Value
+from .realise import realise
+from .sampler import random_row
+
+BASES = 8  # accepted rows in which every value is tried
+DRAWS = 2000  # rows tried for the first of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The rows that cover all pairs of what the target offers, and the values that it never accepted."""
+
+    rows: tuple[Row, ...]
+    banned: frozenset[Trait]
+
+
+def make_plan(candidate: Candidate, seed: int, sizes: Sizes) -> Plan:
+    """The same for the same seed and candidate; a ValueError if the candidate declines everything."""
+    accepts = _accepts(candidate, sizes)
+    wide = Model(extra=True)
+    banned = _declined_values(wide, accepts, random.Random(f"{seed}:offers"), lambda: _reason(candidate, seed, sizes))
+    rows = covering_array(Model(banned=banned), seed, accepts)
+    return Plan(rows=tuple(rows), banned=banned)
+
+
+def _accepts(candidate: Candidate, sizes: Sizes) -> Accepts:
+    def accepts(row: Row) -> bool:
+        return candidate.declines(realise(row, random.Random(0), sizes)) is None
+
+    return accepts
+
+
+def _reason(candidate: Candidate, seed: int, sizes: Sizes) -> str:
+    case = realise(random_row(Model(), random.Random(seed)), random.Random(0), sizes)
+    return f"{candidate.name} declines all of {DRAWS} random cases, one of them because: {candidate.declines(case)}"
+
+
+def _declined_values(model: Model, accepts: Accepts, rng: random.Random, reason: Callable[[], str]) -> frozenset[Trait]:
+    """The values that no accepted row could be changed to have, other parameters changed only where they must be."""
+    bases: list[Row] = []
+    for _ in range(DRAWS):
+        row = random_row(model, rng)
+        if accepts(row):
+            bases.append(row)
+        if len(bases) == BASES:
+            break
+    if not bases:
+        raise ValueError(f"target: {reason()}")
+    traits = [(name, value) for name, values in model.domains.items() for value in values if value != NOT_APPLICABLE]
+    offered = {trait for row in bases for trait in row.items()}
+    for trait in traits:
+        if trait not in offered and any(_accepted_with(model, accepts, base, trait) for base in bases):
+            offered.add(trait)
+    return frozenset(traits) - offered
+
+
+def _accepted_with(model: Model, accepts: Accepts, base: Row, trait: Trait) -> bool:
+    def as_in_base(name: str, values: tuple[Value, ...], _row: Row) -> list[Value]:
+        return sorted(values, key=lambda value: value != base[name])
+
+    row = model.complete(dict([trait]), as_in_base)
+    return row is not None and accepts(row)

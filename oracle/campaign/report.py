@@ -1,0 +1,167 @@
+"""A campaign's summary in words and as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..case import Case
+from .parameters import BY_NAME
+from .summary import Summary
+from .tally import Tally, median
+
+SCHEMA = 1
+SHOWN_FINDINGS = 20
+SHOWN_REASONS = 5
+
+
+def opening(summary: Summary) -> str:
+    """What runs where, before it does."""
+    options = summary.options
+    versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    limit = f", at most {options.cases:,} cases" if options.cases is not None else ""
+    asked = f"{options.target} on {summary.device}, seed {options.seed}, {options.seconds:g} s{limit}"
+    return f"fuzz: {asked}; {summary.workers} worker{'s' if summary.workers != 1 else ''}\n{versions}"
+
+
+def status(summary: Summary) -> str:
+    """One line while it runs."""
+    tally = summary.tally
+    return (
+        f"{summary.seconds:.0f} s: {tally.cases:,} cases, {summary.rate:.1f}/s; {_worst(tally)}; {_pairs(summary)}; "
+        f"{len(tally.keys):,} compile keys; {_findings(summary)}"
+    )
+
+
+def closing(summary: Summary) -> str:
+    """The findings, what was declined, the table of worst ratios, and last the line that counts."""
+    blocks = [_finding_lines(summary), _declined_lines(summary), _ratio_table(summary.tally), closing_line(summary)]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def closing_line(summary: Summary) -> str:
+    tally = summary.tally
+    steady = "" if summary.steady_rate is None else f" ({summary.steady_rate:.1f}/s after the pairs)"
+    parts = [
+        f"{tally.cases:,} cases, {_findings(summary)}, {summary.seconds:.1f} s, {summary.rate:.1f} cases/s{steady}",
+        f"median {median(tally.tokens):,} tokens, {median(tally.visible):,} keys, {tally.long_share:.0%} >= 1024 keys",
+        f"{len(tally.keys):,} compile keys",
+        _pairs(summary),
+        _worst(tally),
+    ]
+    if summary.tally.declined:
+        parts.append(f"{sum(tally.declined.values()):,} more declined")
+    if summary.abandoned:
+        parts.append(f"{summary.abandoned:,} groups left after repeated deaths of workers")
+    return "; ".join(parts) + (" (interrupted)" if summary.interrupted else "")
+
+
+def _findings(summary: Summary) -> str:
+    found, failures = len(summary.findings), summary.findings.failures
+    of = f" ({failures:,} cases)" if failures > found else ""
+    return f"{found:,} finding{'s' if found != 1 else ''}{of}"
+
+
+def _pairs(summary: Summary) -> str:
+    return f"pairs {summary.pairs_covered:,}/{len(summary.feasible):,}"
+
+
+def _worst(tally: Tally) -> str:
+    (out, label), (lse, _) = tally.worst_of("out"), tally.worst_of("lse")
+    return f"worst observed/bound out {out:.2f}{f' ({label})' if label else ''} lse {lse:.2f}"
+
+
+def _finding_lines(summary: Summary) -> str:
+    ordered = sorted(summary.findings, key=lambda finding: finding.failure.size)
+    target = summary.options.target
+    lines = [finding.line() + (f" --target {target}" if target != "ours" else "") for finding in ordered]
+    more = [f"... and {len(lines) - SHOWN_FINDINGS:,} more in {summary.options.findings}"]
+    return "\n".join(lines[:SHOWN_FINDINGS] + more * (len(lines) > SHOWN_FINDINGS))
+
+
+def _declined_lines(summary: Summary) -> str:
+    declined = summary.tally.declined
+    lines = [
+        f"declined, and so not verified: {count:,} x {reason}" for reason, count in declined.most_common(SHOWN_REASONS)
+    ]
+    if summary.banned:
+        names = ", ".join(sorted(f"{name}={value}" for name, value in summary.banned))
+        lines.append(f"never accepted, and so left out: {names}")
+    return "\n".join(lines)
+
+
+def _ratio_table(tally: Tally) -> str:
+    labels = sorted({label for label, output in tally.worst if output in ("out", "lse")})
+    if not labels:
+        return ""
+    rows: list[tuple[str, ...]] = [("largest observed/bound", "out", "lse")]
+    for label in labels:
+        ratios = (tally.worst.get((label, output)) for output in ("out", "lse"))
+        rows.append((label, *("-" if found is None else f"{found[0]:.3f}" for found in ratios)))
+    width = max(len(row[0]) for row in rows)
+    return "\n".join(f"{name:<{width}}  {out:>6}  {lse:>6}" for name, out, lse in rows)
+
+
+def to_json(summary: Summary) -> str:
+    """Everything in the summary, for other programs; finite numbers only."""
+    return json.dumps(_body(summary), indent=2, allow_nan=False) + "\n"
+
+
+def _body(summary: Summary) -> dict[str, Any]:
+    options, tally = summary.options, summary.tally
+    return {
+        "schema": SCHEMA,
+        "target": options.target,
+        "seed": options.seed,
+        "device": summary.device,
+        "workers": summary.workers,
+        "versions": summary.versions,
+        "notes": list(summary.notes),
+        "interrupted": summary.interrupted,
+        "seconds": summary.seconds,
+        "cases": tally.cases,
+        "cases_per_second": summary.rate,
+        "steady_cases_per_second": summary.steady_rate,
+        "outcomes": dict(tally.outcomes),
+        "median_tokens": median(tally.tokens),
+        "median_keys": median(tally.visible),
+        "share_of_1024_keys": tally.long_share,
+        "compile_keys": len(tally.keys),
+        "pairs": {"covered": summary.pairs_covered, "feasible": len(summary.feasible), "rows": summary.rows},
+        "never_accepted": sorted([name, value] for name, value in map(_texts, summary.banned)),
+        "declined": dict(tally.declined.most_common()),
+        "abandoned_groups": summary.abandoned,
+        "features": _features(tally),
+        "worst": [
+            {"formats": label, "output": output, "ratio": ratio, "case": _case(case)}
+            for (label, output), (ratio, case) in sorted(tally.worst.items(), key=lambda item: item[0])
+        ],
+        "findings": [
+            {
+                "operation": finding.failure.case.spec.operation,
+                "outcome": finding.failure.outcome,
+                "outputs": finding.failure.outputs,
+                "features": sorted(finding.failure.features),
+                "cases": finding.count,
+                "file": str(finding.path) if finding.path else None,
+                "case": _case(finding.failure.case),
+            }
+            for finding in sorted(summary.findings, key=lambda finding: finding.failure.size)
+        ],
+    }
+
+
+def _texts(trait: tuple[str, object]) -> tuple[str, str]:
+    return trait[0], str(trait[1])
+
+
+def _case(case: Case) -> Any:
+    return json.loads(case.to_json())
+
+
+def _features(tally: Tally) -> dict[str, dict[str, int]]:
+    """Judged cases for every value of every parameter, those that none had included."""
+    return {
+        name: {str(value): tally.features[name, value] for value in parameter.values}
+        for name, parameter in BY_NAME.items()
+    }

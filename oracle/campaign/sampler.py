@@ -1,0 +1,135 @@
+"""Random rows by swarm, and groups of cases that share a compile key.
+
+Everything is a function of (seed, kind, index): the same seed gives the same groups, on any number of workers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from ..case import FLOAT8, Case
+from .lengths import Sizes, total_work
+from .pairs import Model
+from .parameters import BY_NAME, NONE, NOT_APPLICABLE, SAME, Row, Value
+from .realise import realise
+
+WIDE_WINDOWS = ("longest-1", "longest", "longest+1", "large", "inside")
+REDRAWS = 20
+
+# How often random rows have a value, where not all are alike. An off value not named here comes as often as not.
+_WEIGHTS: dict[str, dict[Value, float]] = {
+    "operation": {
+        "attention": 10,
+        "mla_attention": 3,
+        "mla_attention_decompressed": 3,
+        "update_kv_cache": 2,
+        "update_mla_cache": 1,
+        "merge_states": 1,
+    },
+    "q_dtype": {SAME: 0.8},
+    "out_dtype": {SAME: 0.8},
+    "group_size": {71: 0.3, 128: 0.3},
+    "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15},
+    "padding": {"both": 0.5},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Cases that are drawn and judged one after the other, in one process."""
+
+    seed: int
+    index: int
+    row: tuple[tuple[str, Value], ...] | None = None  # of the covering array; None: a random row of its own
+    count: int = 1
+    given: tuple[Case, ...] = ()  # instead of drawing any
+
+    def cases(self, model: Model, sizes: Sizes) -> Iterator[Case]:
+        """Its cases, always the same ones; `model` has the extra values and leaves out what the target declines."""
+        if self.given:
+            yield from self.given[: self.count]
+            return
+        rng = random.Random(f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}")
+        if self.row is not None:
+            yield from (realise(dict(self.row), rng, sizes) for _ in range(self.count))
+            return
+        base = _random_base(model, rng, sizes)
+        far = rng.random() < sizes.far_share and _may_be_far(base)
+        for _ in range(self.count):
+            case = _affordable_case(model, base, rng, sizes)
+            yield case.with_spec(far_pages=True) if far else case
+
+
+def _may_be_far(row: Row) -> bool:
+    """Pages past 2**31 elements: not of four bytes, which would be 26 GB for K and V."""
+    return row["operation"] != "merge_states" and (row["kv_dtype"] == FLOAT8 or row["dtype"] != "float32")
+
+
+def row_group(seed: int, index: int, row: Row, sizes: Sizes) -> Group:
+    return Group(seed=seed, index=index, row=tuple(row.items()), count=sizes.cases_per_row)
+
+
+def random_group(seed: int, index: int, sizes: Sizes) -> Group:
+    return Group(seed=seed, index=index, count=sizes.cases_per_key)
+
+
+def random_row(model: Model, rng: random.Random, fixed: Row | None = None) -> Row:
+    """A valid row by swarm: every feature on or off by a coin, then one of its values."""
+    row = model.complete(fixed or {}, lambda name, values, _row: _by_weight(rng, name, values))
+    if row is None:
+        raise ValueError(f"row: found no valid row with {fixed}, expected one; what the target declines leaves none")
+    return row
+
+
+def _random_base(model: Model, rng: random.Random, sizes: Sizes) -> Row:
+    """A random row without more query heads than cases of this size may have."""
+    for _ in range(REDRAWS):
+        row = random_row(model, rng)
+        kv_heads, group = (
+            1 if row[name] == NOT_APPLICABLE else int(row[name]) for name in ("num_kv_heads", "group_size")
+        )
+        if kv_heads * group <= sizes.heads:
+            break
+    return row
+
+
+def _by_weight(rng: random.Random, name: str, values: Iterable[Value]) -> list[Value]:
+    values = list(values)
+    off, weights = BY_NAME[name].off, _WEIGHTS.get(name, {})
+    on = max(1, sum(value not in (off, NOT_APPLICABLE) for value in values))
+
+    def weight(value: Value) -> float:
+        if off is None:
+            return weights.get(value, 1.0)
+        share = weights.get(off, 0.5)
+        return share if value == off else weights.get(value, 1.0) * (1.0 - share) / on
+
+    # Weighted order without replacement (Efraimidis and Spirakis): the largest u ** (1 / w) comes first.
+    return sorted(values, key=lambda value: rng.random() ** (1.0 / weight(value)), reverse=True)
+
+
+def _affordable_case(model: Model, base: Row, rng: random.Random, sizes: Sizes) -> Case:
+    """Another case of the same compile key: batch, recipe and the sizes of what is on are drawn anew."""
+    long = rng.random() < sizes.long_share
+    fixed = {name: value for name, value in base.items() if BY_NAME[name].within_key == "fixed"}
+    for name, value in base.items():
+        if BY_NAME[name].within_key == "on" and value in (NONE, NOT_APPLICABLE):
+            fixed[name] = value
+
+    def order(name: str, values: tuple[Value, ...], _row: Row) -> list[Value]:
+        stays_on = BY_NAME[name].within_key == "on"
+        ordered = _by_weight(rng, name, [value for value in values if not (stays_on and value == NONE)])
+        if long and name == "sliding_window" and rng.random() < 0.6:
+            ordered.sort(key=lambda value: value not in WIDE_WINDOWS)
+        return ordered
+
+    for _ in range(REDRAWS):
+        row = model.complete(fixed, order)
+        if row is None:
+            raise ValueError(f"row: found no way to complete {fixed}, expected one: the row it comes from is valid")
+        case = realise(row, rng, sizes, long=long)
+        if total_work(case.spec, case.batch, sizes) <= 2 * max(sizes.work):
+            break  # what two requests share may be pages so large that they cost more than the rest of the case
+    return case

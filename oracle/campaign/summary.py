@@ -1,0 +1,69 @@
+"""What a campaign is asked for, and what it came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..case import Case
+from ..verdict import Verdict
+from .findings import Findings
+from .pairs import MODEL, Pair, Trait
+from .tally import Tally
+
+JUDGE = "pageproof.oracle.judging:judge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to run. With `given`, those cases and no others, one worker, no time limit but that of each case."""
+
+    target: str = "ours"
+    device: str | None = None  # "cpu", "cuda", or None: a GPU where there is one
+    seconds: float = 60.0  # of wall clock, starting the workers included
+    seed: int = 0
+    workers: int | None = None
+    cases: int | None = None  # stop after so many
+    findings: Path = Path("findings")
+    case_seconds: float = 180.0  # after which a case counts as timed out; compiling its kernels is included
+    given: tuple[Case, ...] = ()
+    judge: str = JUDGE  # module:function, called as judge(case, candidate, device) -> Verdict
+
+
+@dataclass(kw_only=True)
+class Summary:
+    """Where a campaign stands, or what it came to."""
+
+    options: Options
+    device: str
+    workers: int
+    versions: dict[str, str]
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    tally: Tally = field(default_factory=Tally)
+    findings: Findings = field(default_factory=Findings)
+    verdicts: list[Verdict] = field(default_factory=list)  # of the cases that were given
+    rows: int = 0  # of the covering array
+    feasible: frozenset[Pair] = frozenset()
+    banned: frozenset[Trait] = frozenset()  # values of which the target accepted none
+    rows_done: tuple[float, int] | None = None  # seconds and cases when the last row's group had been handed out
+    abandoned: int = 0  # groups left because they cost too many workers
+    interrupted: bool = False
+    broken: str = ""  # why the campaign could not go on, if it could not
+
+    @property
+    def pairs_covered(self) -> int:
+        """Feasible pairs that some judged case had."""
+        return self.tally.pairs.covered(MODEL, self.feasible)
+
+    @property
+    def rate(self) -> float:
+        """Judged cases per second of wall clock."""
+        return self.tally.cases / self.seconds if self.seconds else 0.0
+
+    @property
+    def steady_rate(self) -> float | None:
+        """The same after the rows of the covering array, each of which compiles kernels of its own."""
+        if self.rows_done is None or self.seconds - self.rows_done[0] < 1.0:
+            return None
+        return (self.tally.cases - self.rows_done[1]) / (self.seconds - self.rows_done[0])

@@ -1,0 +1,91 @@
+"""What a campaign has counted; adds up across workers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..case import FLOAT8, Case, Spec
+from ..verdict import Outcome, Verdict
+from .pairs import Model, PairCounter, Trait
+from .traits import LONG, compile_key, traits, visible_keys
+
+Label = tuple[str, str]  # number formats, output
+
+
+@dataclass
+class Tally:
+    """Counts over judged cases. A declined case was not judged: only its reason is counted."""
+
+    cases: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    declined: Counter[str] = field(default_factory=Counter)  # reason -> cases
+    features: Counter[Trait] = field(default_factory=Counter)
+    pairs: PairCounter = field(default_factory=PairCounter)
+    keys: set[Spec] = field(default_factory=set)  # compile keys
+    tokens: Counter[int] = field(default_factory=Counter)  # tokens of a case -> cases
+    visible: Counter[int] = field(default_factory=Counter)  # keys that one token of a case sees at most -> cases
+    worst: dict[Label, tuple[float, Case]] = field(default_factory=dict)  # largest observed/bound of what agrees
+
+    def add(self, verdict: Verdict, model: Model) -> None:
+        if verdict.outcome is Outcome.DECLINED:
+            self.declined[verdict.reason] += 1
+            return
+        case = verdict.case
+        found = traits(case)
+        self.cases += 1
+        self.outcomes[verdict.outcome.value] += 1
+        self.features.update(found)
+        self.pairs.add(model.mask(found))
+        self.keys.add(compile_key(case.spec))
+        self.tokens[case.batch.num_tokens] += 1
+        self.visible[visible_keys(case)] += 1
+        if verdict.outcome is Outcome.AGREES:
+            for output, ratio in verdict.ratios:
+                self._raise((formats(case.spec), output), ratio, case)
+
+    def merge(self, other: Tally) -> None:
+        self.cases += other.cases
+        for name in ("outcomes", "declined", "features", "tokens", "visible"):
+            getattr(self, name).update(getattr(other, name))
+        self.pairs.merge(other.pairs)
+        self.keys |= other.keys
+        for label, (ratio, case) in other.worst.items():
+            self._raise(label, ratio, case)
+
+    def _raise(self, label: Label, ratio: float, case: Case) -> None:
+        held = self.worst.get(label)
+        # Of equal ones the first by its JSON, so that the order in which workers report does not matter.
+        better = held is None or ratio > held[0] or (ratio == held[0] and case.to_json() < held[1].to_json())
+        if math.isfinite(ratio) and better:
+            self.worst[label] = ratio, case
+
+    @property
+    def long_share(self) -> float:
+        """Of the judged cases, those with a token that sees `LONG` keys or more."""
+        return sum(count for keys, count in self.visible.items() if keys >= LONG) / max(1, self.cases)
+
+    def worst_of(self, output: str) -> tuple[float, str]:
+        """(largest observed/bound, its number formats) of an output; (0.0, "") if there is none."""
+        found = [(ratio, label) for (label, name), (ratio, _) in self.worst.items() if name == output]
+        return max(found, default=(0.0, ""))
+
+
+def median(counts: Counter[int]) -> int:
+    """The lower median of what was counted; 0 of nothing."""
+    half, seen = (sum(counts.values()) + 1) // 2, 0
+    for value in sorted(counts):
+        seen += counts[value]
+        if seen >= half:
+            return value
+    return 0
+
+
+def formats(spec: Spec) -> str:
+    """The number formats under which worst ratios are kept apart: the coarsest float8 tensor names them."""
+    if spec.out_dtype == FLOAT8:
+        return "float8 out"
+    if spec.q_dtype == FLOAT8:
+        return f"{spec.dtype}, float8 q and kv"
+    return f"{spec.dtype}, float8 kv" if spec.kv_dtype == FLOAT8 else spec.dtype
