@@ -148,9 +148,10 @@ def _probe_dots() -> list[str]:
 
 def _probe_casts() -> list[str]:
     wrong = []
-    bits = torch.arange(0, 2**31 - 2**23, 2**31 // 4096, dtype=torch.int64)[:3840]
-    values = torch.cat([bits.to(torch.int32).view(torch.float32), -bits.to(torch.int32).view(torch.float32)])
-    values = torch.cat([values, torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0]), torch.ones(252)])
+    # Finite float32 patterns far apart, with low bits set: those are what a truncating cast loses.
+    bits = torch.arange(3840, dtype=torch.int32) * 557_041
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0])
+    values = torch.cat([bits.view(torch.float32), -bits.view(torch.float32), special, torch.ones(252)])
     count = torch.tensor([values.numel()], dtype=torch.int32)
     for dtype in (torch.bfloat16, torch.float8_e4m3fn):
         out = torch.zeros(values.numel(), dtype=dtype)

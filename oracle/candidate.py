@@ -20,8 +20,8 @@ class NumericContract:
     u_value: float = 2.0**-23  # the same inside P @ V
     u_sum: float = 2.0**-24  # the same inside the row sum of P
     tf32: bool = False  # q @ k and P @ V round float32 operands to tf32
-    u_key: float = 0.0  # K is rounded once more after it was dequantised or projected
-    u_value_cast: float = 0.0  # V likewise
+    key_dtype: str = ""  # the format K is rounded to once more after it was dequantised or projected; "": none
+    value_dtype: str = ""  # V likewise
     exp_error: float = 2.0**-22  # largest relative error of exp
     tanh: str = "exp"  # libm | exp (built on exp) | approx (the hardware's)
     exponent_roundings: int = 1  # 1: subtract, then times log2(e); 3: the scale and log2(e) folded together

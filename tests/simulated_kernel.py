@@ -136,7 +136,7 @@ class _Step:
         self.value_scale = self.scales.k if self.scales is not None else None
 
     def _load_mla_attention_decompressed(self) -> None:
-        """K and V are made in float32 and rounded to q's format, as the contract's u_key and u_value_cast say."""
+        """K and V are made in float32 and rounded to q's format, as the contract's key_dtype and value_dtype say."""
         w_uk, w_uv = self.arguments["w_uk"].float(), self.arguments["w_uv"].float()
         row = self.gather(self.arguments["latent_cache"])
         latent, k_pe = row[:, : w_uk.shape[2]], row[:, w_uk.shape[2] :]

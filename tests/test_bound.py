@@ -19,7 +19,6 @@ from .simulated_kernel import Simulated
 from .simulated_merge import SimulatedMerge
 
 FLOAT8 = "float8_e4m3fn"
-ROUNDOFF = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 RECIPES = ("normal", "needle", "one_hot", "extreme", "extreme")
 
 
@@ -59,11 +58,11 @@ def draw(seed: int) -> tuple[Case, NumericContract]:
     query_lens = [rng.choice([1, 1, 2, 5, 17]) for _ in range(rng.randint(1, 3))]
     seq_lens = [max(0, n + rng.choice([-2, 0, 0, 1, 15, 16, 31, 33, 100, 300])) for n in query_lens]
     batch = BatchShape(query_lens=tuple(query_lens), seq_lens=tuple(seq_lens), padding_tokens=rng.choice([0, 2]))
-    projected = ROUNDOFF[spec.dtype] if operation == "mla_attention_decompressed" else 0.0
+    projected = spec.dtype if operation == "mla_attention_decompressed" else ""
     arithmetic = NumericContract(
         p_dtype=spec.dtype,
-        u_key=projected,
-        u_value_cast=projected,
+        key_dtype=projected,
+        value_dtype=projected,
         tanh=rng.choice(["libm", "exp"]),
         exponent_roundings=rng.choice([1, 3]),
         tile_keys=rng.choice([16, 32, 64]),

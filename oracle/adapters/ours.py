@@ -48,13 +48,12 @@ class Ours:
         tiles = [shape.tiles(prefill=prefill) for prefill in (True, False)]
         # A float32 product is a chain of fused multiply-adds; the tensor cores' sums truncate.
         u_sum = 2.0**-24 if arithmetic == "float32" else 2.0**-23
-        u_projected = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[arithmetic]
         return NumericContract(
             p_dtype=arithmetic,
             u_score=u_sum,
             u_value=u_sum,
-            u_key=u_projected if is_decompressed else 0.0,
-            u_value_cast=u_projected if is_decompressed else 0.0,
+            key_dtype=arithmetic if is_decompressed else "",
+            value_dtype=arithmetic if is_decompressed else "",
             tile_keys=min(tile.block_n for tile in tiles),
             split_keys=tuning.plan_limits().split_base,
         )

@@ -143,8 +143,8 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
     """Keys and values are computed here, k_nope = W_UK c and v = W_UV c: their errors join the operands'.
 
     A sum of C = kv_lora_rank products moves k_nope by at most ((1 + u)^(1.1 C + 2) - 1) * |W_UK| |c|, and a latent
-    that is dequantised and then rounded moves it by u_key more of the same. What rounds the finished k and v
-    (u_key, u_value_cast) is relative to them and is counted with the other relative errors.
+    that is dequantised and then rounded moves it by one roundoff of key_dtype more of the same. What rounds the
+    finished k and v (key_dtype, value_dtype) is counted with the errors of every other kernel that rounds them.
     """
     q_nope, q_pe, latent_cache = (arguments[name] for name in ("q_nope", "q_pe", "latent_cache"))
     w_uk, w_uv = arguments["w_uk"], arguments["w_uv"]
@@ -153,8 +153,8 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
     scaled = _count(scales.k)
     is_float8 = latent_cache.dtype == FLOAT8
     terms = sum_steps(w_uk.shape[2])
-    key_relative = math.expm1(terms * contract.u_score) + (contract.u_key if is_float8 else 0.0) + 2 * U * scaled
-    value_relative = math.expm1(terms * contract.u_value) + (contract.u_value_cast if is_float8 else 0.0)
+    key_relative = math.expm1(terms * contract.u_score) + _roundoff(contract.key_dtype, is_float8) + 2 * U * scaled
+    value_relative = math.expm1(terms * contract.u_value) + _roundoff(contract.value_dtype, is_float8)
     if contract.tf32:
         key_relative, value_relative = (relative + 2 * TF32 + TF32**2 for relative in (key_relative, value_relative))
     rope = q_pe.shape[2]
@@ -169,6 +169,10 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
             value_error=value_relative * sizes.v,
         )
         yield answer(decompress(rows, w_uk, w_uv), rules), operands
+
+
+def _roundoff(dtype: str, is_rounded: bool) -> float:
+    return format_of(dtype).roundoff if dtype and is_rounded else 0.0
 
 
 def _count(*scales: Tensor | None) -> int:

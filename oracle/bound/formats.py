@@ -37,6 +37,9 @@ _FORMATS = {
 FLOAT8_LARGEST = 448.0
 
 
+EXACT = Format(0.0, 0.0, float("inf"))  # no rounding at all
+
+
 def format_of(dtype: torch.dtype | str) -> Format:
     """The format of a torch dtype or of its name; a ValueError for one that no kernel here may use."""
     name = str(dtype).removeprefix("torch.")

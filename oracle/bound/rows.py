@@ -10,7 +10,7 @@ from torch import Tensor
 from ...reference.attention import Answer, weigh
 from ...reference.problem import Rules
 from ..candidate import NumericContract
-from .formats import FLUSH, TF32, Format, U, format_of
+from .formats import EXACT, FLUSH, TF32, Format, U, format_of
 from .scores import Operands, RowScalars, row_scalars, score_errors
 
 # A logit that is not known to within this says nothing about its row, unless its weight stays under exp(-100)
@@ -85,13 +85,17 @@ def _out_bound(
     shifted = weigh(weights.moved, v)
     bound = (shifted + gained * size) / least
     weighed = (weigh(p, v) + shifted) / least
+    rounded = format_of(contract.value_dtype) if contract.value_dtype else EXACT
     if operands.value_error is not None:
         wrong = weigh(p + weights.moved, operands.value_error) / least
+        bound, weighed = bound + wrong, weighed + wrong
+    if rounded.underflow > 0:
+        wrong = rounded.underflow * (p + weights.moved).sum(dim=-1)[..., None] / least
         bound, weighed = bound + wrong, weighed + wrong
 
     # P and V are rounded, P may underflow, and their products are added up: 17 aligned addends per 16 keys.
     adding = torch.expm1((1.1 * n + tiles) * contract.u_value)
-    u_value = contract.u_value_cast + (TF32 if contract.tf32 else 0.0)
+    u_value = rounded.roundoff + (TF32 if contract.tf32 else 0.0)
     bound = bound + ((1 + cast.roundoff) * (1 + u_value) * (1 + adding) - 1) * weighed
     if cast.underflow > 0:
         bound = bound + cast.underflow * underflow * _lost_values(answer, v, cast)
@@ -136,5 +140,5 @@ def _lse_bound(contract: NumericContract, scalars: RowScalars, weights: _Weights
 def _probability_format(contract: NumericContract) -> Format:
     """What P goes through before P @ V; float32 is what exp already gave, and costs nothing."""
     if contract.p_dtype == "float32":
-        return Format(TF32, 0.0, float("inf")) if contract.tf32 else Format(0.0, 0.0, float("inf"))
+        return Format(TF32, 0.0, float("inf")) if contract.tf32 else EXACT
     return format_of(contract.p_dtype)

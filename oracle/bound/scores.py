@@ -11,7 +11,7 @@ from torch import Tensor
 from ...reference.attention import Answer, dot
 from ...reference.problem import Rules
 from ..candidate import NumericContract
-from .formats import TF32, U
+from .formats import EXACT, TF32, U, format_of
 
 TANH_APPROX = 2.0**-11  # relative error of tanh.approx.f32
 TANH_KINDS = ("libm", "exp", "approx")
@@ -108,10 +108,11 @@ def _product_error(answer: Answer, rules: Rules, contract: NumericContract, oper
     rows = answer.rows
     head_size = rows.q.shape[-1]
     relative = math.expm1(sum_steps(head_size) * contract.u_score) + 4 * U + 2 * U * operands.score_scales
-    relative += contract.u_key * (1 + contract.u_key)
+    rounded = format_of(contract.key_dtype) if contract.key_dtype else EXACT
+    relative += rounded.roundoff * (1 + rounded.roundoff)
     if contract.tf32:
         relative += 2 * TF32 + TF32**2
-    key_error = relative * rows.k.abs()
+    key_error = relative * rows.k.abs() + rounded.underflow
     if operands.key_error is not None:
         key_error = key_error + (1 + relative) * operands.key_error
     return abs(rules.softmax_scale) * dot(rows.q.abs(), key_error)

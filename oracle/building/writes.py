@@ -85,7 +85,9 @@ def build_merge(case: Case, device: torch.device) -> Problem:
     _relate(case, values["lse_a"], values["lse_b"], kind)
     blank = torch.nan if "c" in case.poison else 3e4  # what an empty part holds does not matter
     for part in ("a", "b"):
-        values[f"out_{part}"].masked_fill_((values[f"lse_{part}"] == -torch.inf)[..., None], blank)
+        # In the format it keeps: the bits of a NaN that is cast differ between a CPU and a GPU.
+        rows = values[f"out_{part}"].to(getattr(torch, case.spec.dtype))
+        values[f"out_{part}"] = rows.masked_fill_((values[f"lse_{part}"] == -torch.inf)[..., None], blank)
     arguments, watches = _place_rows(case, values, shape[0], device)
     return Problem(case, arguments, {}, Guards.over(watches))
 
