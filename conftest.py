@@ -15,6 +15,10 @@ from hypothesis.database import DirectoryBasedExampleDatabase
 ROOT = Path(__file__).resolve().parent
 CHECKOUT = str(ROOT / "tests" / "checkout")
 
+if "PYTHONPATH" in os.environ:  # tests start processes in other folders, where a relative path leads elsewhere
+    entries = os.environ["PYTHONPATH"].split(os.pathsep)
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in entries)
+
 if find_spec("pageproof") is None:  # a plain checkout: nothing is installed
     sys.path.append(CHECKOUT)
     inherited = os.environ.get("PYTHONPATH")  # what a test starts as a process has to find them too

@@ -8,13 +8,17 @@ from collections.abc import Callable, Iterator
 import torch
 import triton
 import triton.language as tl
-from numerics_row import E4M3, Row, U, name_of
+from numerics_row import E4M3, Row
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from pageproof.oracle import NumericContract
+from pageproof.oracle.bound.formats import FLUSH, U
+from pageproof.oracle.bound.scores import TANH_APPROX
+from pageproof.oracle.formats import FLOAT8_LARGEST, name_of
+
+EXP_ERROR = NumericContract().exp_error  # what a kernel declares that says nothing else about itself
 CHUNK = 2**24
-EXP_ERROR = 2.0**-22  # what the bound assumes of exp
-TANH_APPROX = 2.0**-11  # and of tanh.approx
 
 
 @triton.jit
@@ -70,7 +74,7 @@ def relative_to(exact: Callable[[Tensor], Tensor], low: float, high: float, slop
     def judge(x: Tensor, y: Tensor) -> Tensor:
         want = exact(x)
         error = (y - want).abs() / want.abs() - slope * x.abs()
-        asked = (x >= low) & (x <= high) & (want.abs() >= 2.0**-126) & want.isfinite()
+        asked = (x >= low) & (x <= high) & (want.abs() >= FLUSH) & want.isfinite()
         return torch.where(asked, error, math.nan)
 
     return judge
@@ -91,7 +95,7 @@ def exponentials(device: torch.device, quick: bool) -> Iterator[Row]:
         return torch.where(x < -126.0, (y - want).abs(), math.nan)
 
     worst, x = sweep("exp2", flushed, device, quick)
-    yield Row("exp", "tl.exp2, absolute, x < -126", worst, 2.0**-126, f"at x = {x!r}")
+    yield Row("exp", "tl.exp2, absolute, x < -126", worst, FLUSH, f"at x = {x!r}")
 
 
 def tanhs(device: torch.device, quick: bool) -> Iterator[Row]:
@@ -164,7 +168,7 @@ def casts(device: torch.device, quick: bool) -> Iterator[Row]:
     """float32 to the narrow formats against torch's cast, clamped first; NaN is not asked for."""
     step = 251 if quick else 1
     offsets = torch.arange(CHUNK, dtype=torch.int64, device=device) * step
-    for dtype, largest in ((torch.bfloat16, 3e38), (torch.float16, 65504.0), (E4M3, 448.0)):
+    for dtype, largest in ((torch.bfloat16, 3e38), (torch.float16, 65504.0), (E4M3, FLOAT8_LARGEST)):
         out = torch.empty(CHUNK, dtype=dtype, device=device)
         wrong = torch.zeros((), dtype=torch.int64, device=device)
         for first in range(-(2**31), 2**31, CHUNK * step):

@@ -1,4 +1,4 @@
-"""One line of the table that numerics.py prints, and the constants that it is held against."""
+"""One line of the table that numerics.py prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-U = 2.0**-24
 E4M3 = torch.float8_e4m3fn
 
 
@@ -32,7 +31,3 @@ class Row:
         assumed = "" if self.assumed is None else f"{self.assumed:.4g}"
         verdict = "ok" if self.holds else "EXCEEDS"
         return f"{self.section:9}{self.what:78}{self.measured:<12.5g}{power:10}{assumed:12}{verdict:8}{self.note}"
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from numerics_row import E4M3, Row, name_of
+from numerics_row import E4M3, Row
 from torch import Tensor
 
-TF32 = 2.0**-10  # what the bound assumes of a tf32 operand: the low bits are dropped
+from pageproof.oracle import NumericContract
+from pageproof.oracle.bound.formats import TF32, U
+from pageproof.oracle.formats import name_of
+
+U_TENSOR_CORE = NumericContract().u_score  # what a kernel declares that says nothing else about itself
+U_E4M3 = 2.0**-13  # what a kernel that multiplies float8 directly has to declare as u_score and u_value
 
 
 @triton.jit
@@ -67,10 +72,10 @@ class Unit:
 def units() -> Iterator[Unit]:
     for rows, kind in ((16, "mma"), (64, "wgmma")):
         for dtype in (torch.float16, torch.bfloat16):
-            yield Unit(f"{name_of(dtype)} {kind}", dtype, rows, "ieee", 2.0**-23)
-        yield Unit(f"tf32 {kind}", torch.float32, rows, "tf32", 2.0**-23)
-        yield Unit(f"e4m3 {kind}", E4M3, rows, "ieee", 2.0**-13)
-        yield Unit(f"float32 ieee, {rows} rows", torch.float32, rows, "ieee", 2.0**-24)
+            yield Unit(f"{name_of(dtype)} {kind}", dtype, rows, "ieee", U_TENSOR_CORE)
+        yield Unit(f"tf32 {kind}", torch.float32, rows, "tf32", U_TENSOR_CORE)
+        yield Unit(f"e4m3 {kind}", E4M3, rows, "ieee", U_E4M3)
+        yield Unit(f"float32 ieee, {rows} rows", torch.float32, rows, "ieee", U)
 
 
 def accumulators(device: torch.device, quick: bool) -> Iterator[Row]:
@@ -160,10 +165,10 @@ def _sums(unit: Unit, a: Tensor, b: Tensor, c: float, device: torch.device) -> T
     return got[:, 0, 0]
 
 
-def tf32_operands(device: torch.device, quick: bool) -> Iterator[Row]:
+def tf32_operands(device: torch.device) -> Iterator[Row]:
     """How far tf32 moves an operand: 2**-11 if it rounds, 2**-10 if it drops the low bits."""
     for rows, kind in ((16, "mma"), (64, "wgmma")):
-        unit = Unit(f"tf32 {kind}", torch.float32, rows, "tf32", 2.0**-23)
+        unit = Unit(f"tf32 {kind}", torch.float32, rows, "tf32", U_TENSOR_CORE)
         count = 64
         eye = torch.eye(16, dtype=torch.float64)
         grid = 1.0 + torch.arange(count * rows * 16, dtype=torch.float64).view(count, rows, 16) * 2.0**-23

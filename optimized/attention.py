@@ -12,7 +12,7 @@ from ..reference.validation import KERNEL_DTYPES, Sizes, check_attention, check_
 from . import operators
 from .kernels.arguments import paged_kv, queries
 from .launch import STEP_SCHEMA, Shape, launch_step, read_step, require_device
-from .plan import Capacity, Plan, check_plan, make_plan
+from .plan import LARGEST_SEQ_LEN, Capacity, Plan, check_plan, make_plan
 
 
 def attention(
@@ -37,29 +37,40 @@ def attention(
     Returns out [num_tokens, num_query_heads, head_size_v] (`out` if given; else q's dtype, bfloat16 for a float8 q)
     and lse [num_tokens, num_query_heads] float32, natural log, sink included. Rows of no request: 0 and -inf.
     `plan`: from make_plan, for a step whose layers share it; None plans inside the call.
-    Raises ValueError or TypeError on bad input that the host can see; `validate` looks at lengths, pages and
-    biases on the device too, and synchronises.
+    Raises ValueError or TypeError on bad input that the host can see; `validate` looks at lengths, pages,
+    biases and scales on the device too, and synchronises.
     """
     sizes = check_attention(
         q=q, k_cache=k_cache, v_cache=v_cache, batch=batch, rules=rules, scales=scales, out=out, lse=lse,
         dtypes=KERNEL_DTYPES,
     )  # fmt: skip
-    plan = prepare(q, batch, rules, sizes, plan, validate=validate)
+    if validate:
+        check_values(batch, rules, scales, sizes)
+    plan = prepare(q, batch, sizes, plan)
     out, lse = answer_tensors(q, sizes, out, lse)
     operators.call("attention", q, k_cache, v_cache, *flatten(batch, rules, scales, plan, out, lse))
     return out, lse
 
 
-def prepare(q: Tensor, batch: Batch, rules: Rules, sizes: Sizes, plan: Plan | None, *, validate: bool) -> Plan:
-    """The checks that follow the argument checks, and a plan."""
+def check_values(batch: Batch, rules: Rules, scales: Scales | None, sizes: Sizes) -> None:
+    """What lies on the device; synchronises."""
+    check_batch_values(
+        batch,
+        rules,
+        num_tokens=sizes.num_tokens,
+        num_blocks=sizes.num_blocks,
+        block_size=sizes.block_size,
+        scales=scales,
+    )
+
+
+def prepare(q: Tensor, batch: Batch, sizes: Sizes, plan: Plan | None) -> Plan:
+    """The plan that was given, if it fits, or a new one."""
     require_device("q", q)
-    if validate:
-        check_batch_values(
-            batch, rules, num_tokens=sizes.num_tokens, num_blocks=sizes.num_blocks, block_size=sizes.block_size
-        )
     if plan is not None:
         return check_plan(plan, batch, num_tokens=sizes.num_tokens, block_size=sizes.block_size)
-    return make_plan(batch, Capacity(sizes.num_tokens, batch.num_requests, batch.max_blocks * sizes.block_size))
+    longest = min(batch.max_blocks * sizes.block_size, LARGEST_SEQ_LEN)
+    return make_plan(batch, Capacity(sizes.num_tokens, batch.num_requests, longest))
 
 
 def answer_tensors(q: Tensor, sizes: Sizes, out: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,8 @@ from .kernels.arguments import (
     outputs,
 )
 from .kernels.decode import decode
-from .kernels.merge import clear_padding, merge_splits
+from .kernels.merge import merge_splits
+from .kernels.padding import clear_padding
 from .kernels.prefill import prefill
 from .tuning import Tiles, attention_tiles, num_programs, plan_limits, projection_block, splits_per_merge_step
 
@@ -155,7 +156,7 @@ def read_step(
     """The groups of STEP_SCHEMA."""
     return Step(
         requests=Requests(cu_seqlens_q, seq_lens, block_table),
-        rules=ScoreRules(softmax_scale, softcap, softcap and 2.0 / softcap, alibi_slopes, sinks, query_bias),
+        rules=ScoreRules(softmax_scale, softcap, softcap and 1.0 / softcap, alibi_slopes, sinks, query_bias),
         scales=device_scales(q_scale, k_scale, v_scale, out_scale),
         outputs=outputs(out, lse),
         work=WorkLists(counts, offsets, prefill_items, decode_items, merge_items),

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..reference.problem import Batch, Rules, Scales
 from ..reference.validation import KERNEL_DTYPES, check_mla_attention, check_mla_attention_decompressed
 from . import operators
-from .attention import answer_tensors, arithmetic_of, flatten, prepare
+from .attention import answer_tensors, arithmetic_of, check_values, flatten, prepare
 from .kernels.arguments import latent_kv, queries
 from .launch import STEP_SCHEMA, Shape, launch_step, read_step
 from .plan import Plan
@@ -41,7 +41,9 @@ def mla_attention(
         q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, batch=batch, rules=rules, scales=scales, out=out, lse=lse,
         dtypes=KERNEL_DTYPES,
     )  # fmt: skip
-    plan = prepare(q_nope, batch, rules, sizes, plan, validate=validate)
+    if validate:
+        check_values(batch, rules, scales, sizes)
+    plan = prepare(q_nope, batch, sizes, plan)
     out, lse = answer_tensors(q_nope, sizes, out, lse)
     operators.call("mla_attention", q_nope, q_pe, latent_cache, *flatten(batch, rules, _row(scales), plan, out, lse))
     return out, lse
@@ -74,7 +76,9 @@ def mla_attention_decompressed(
         q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, w_uk=w_uk, w_uv=w_uv, batch=batch, rules=rules,
         scales=scales, out=out, lse=lse, dtypes=KERNEL_DTYPES,
     )  # fmt: skip
-    plan = prepare(q_nope, batch, rules, sizes, plan, validate=validate)
+    if validate:
+        check_values(batch, rules, scales, sizes)
+    plan = prepare(q_nope, batch, sizes, plan)
     out, lse = answer_tensors(q_nope, sizes, out, lse)
     flat = flatten(batch, rules, _row(scales), plan, out, lse)
     operators.call("mla_attention_decompressed", q_nope, q_pe, latent_cache, w_uk, w_uv, *flat)

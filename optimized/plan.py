@@ -15,7 +15,8 @@ from .kernels import plan as kernels
 from .launch import device_guard, require_device
 from .tuning import num_programs, plan_limits
 
-LARGEST_SEQ_LEN = 2**30 - 1
+# Positions, windows and their sums stay inside int32, and a split of kernels.WHOLE keys is never cut.
+LARGEST_SEQ_LEN = kernels.WHOLE.value - 1
 
 
 class Capacity(NamedTuple):
@@ -65,7 +66,7 @@ def make_plan(batch: Batch, capacity: Capacity | tuple[int, int, int], *, valida
         return torch.empty((max(count, 1), 2), dtype=torch.int32, device=batch.device)
 
     counts = torch.empty(kernels.NUM_COUNTS, dtype=torch.int32, device=batch.device)
-    offsets = torch.empty((4, batch.num_requests + 1), dtype=torch.int32, device=batch.device)
+    offsets = torch.empty((kernels.NUM_OFFSETS, batch.num_requests + 1), dtype=torch.int32, device=batch.device)
     plan = Plan(counts, offsets, items(num_prefill), items(num_decode), items(limits.partial_rows), capacity)
     operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, *plan.tensors)
     return plan
@@ -89,6 +90,8 @@ def _write_plan(
             counts,
             offsets,
             num_requests,
+            prefill_items.shape[0],
+            decode_items.shape[0],
             DECODE_TOKENS=limits.decode_tokens,
             TILE_TOKENS=limits.tile_tokens,
             SPLIT_BASE=limits.split_base,
@@ -97,7 +100,9 @@ def _write_plan(
         )
         longest = max(prefill_items.shape[0], decode_items.shape[0])
         grid = (min(triton.cdiv(longest, limits.block), num_programs(seq_lens.device)),)
-        kernels.list_work[grid](offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK=limits.block)
+        kernels.list_work[grid](
+            counts, offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK=limits.block
+        )
 
 
 def check_plan(plan: object, batch: Batch, *, num_tokens: int, block_size: int) -> Plan:

@@ -23,7 +23,7 @@ class NumericContract:
     key_dtype: str = ""  # the format K is rounded to once more after it was dequantised or projected; "": none
     value_dtype: str = ""  # V likewise
     exp_error: float = 2.0**-22  # largest relative error of exp
-    tanh: str = "exp"  # libm | exp (built on exp) | approx (the hardware's)
+    tanh: str = "exp"  # libm | exp (built on exp) | series (the same, and its series near 0) | approx (the hardware's)
     exponent_roundings: int = 1  # 1: subtract, then times log2(e); 3: the scale and log2(e) folded together
     tile_keys: int = 16  # keys per step of the online softmax; fewer is the safe side
     split_keys: int | None = None  # keys per split whose partial results are merged; None: never split

@@ -8,49 +8,65 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from . import campaign
 from .adapters import TARGETS, find
 from .campaign import progress, report
 from .campaign.summary import JUDGE, Options
-from .campaign.worker import ORACLE_FAILED, load_judge
+from .campaign.worker import ORACLE_FAILED, load_judge, refuse_drift
 from .case import Case
 from .case_rules import why_invalid
-from .environment import DEVICES, Unusable, choose_device, set_variables
+from .environment import DEVICES, NoDevice, Unusable, choose_device, set_variables
 from .verdict import Outcome, Verdict
 
 AGREES, DIFFERS, UNUSABLE, CANNOT_RUN, INTERNAL, INTERRUPTED = 0, 1, 2, 125, 128, 130
 
-_REPLAY_STATUS = """exit status: 0 agrees, 1 differs, 125 cannot run here (declined, no such device or target, not a
-case), 128 and above a fault of the oracle itself: what `git bisect run` expects"""
+_FUZZ_STATUS = """exit status: 0 all cases agree, 1 findings, 2 wrong usage or nothing to run on, 130 interrupted
+before anything was found"""
+_REPLAY_STATUS = """exit status: 0 agrees, 1 differs, 125 cannot run here (declined, no such device or target, no device
+memory, not a case, wrong usage), 128 and above a fault of the oracle itself: what `git bisect run` expects"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends wrong usage with the command's own status for it: `git bisect run` would take a 2 for a difference."""
+
+    usage_status = UNUSABLE
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(self.usage_status, f"{self.prog}: error: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit status."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:  # said by the subcommand, whose status it is
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     status: int = options.run(options)
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pageproof.oracle", description=__doc__)
+    parser = _Parser(prog="python -m pageproof.oracle", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fuzz = commands.add_parser(
         "fuzz",
         help="judge random cases until the time is up",
-        epilog="exit status: 0 all cases agree, 1 findings, 2 wrong usage or nothing to run on",
+        epilog=_FUZZ_STATUS,
     )
-    fuzz.set_defaults(run=_fuzz)
-    fuzz.add_argument("--seconds", type=_positive(float), default=60.0, help="wall clock, start included (60)")
-    fuzz.add_argument("--seed", type=_natural, default=0, help="the same seed draws the same cases (0)")
-    fuzz.add_argument("--cases", type=_positive(int), help="stop after so many cases")
-    fuzz.add_argument("--workers", type=_positive(int), help="processes (one per core; on a GPU at most 16 for each)")
+    fuzz.set_defaults(run=_fuzz, parser=fuzz)
+    fuzz.add_argument("--seconds", type=positive(float), default=60.0, help="wall clock, start included (60)")
+    fuzz.add_argument("--seed", type=natural, default=0, help="the same seed draws the same cases (0)")
+    fuzz.add_argument("--cases", type=positive(int), help="stop after so many cases")
+    fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU at most 16 for each)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
     fuzz.add_argument(
         "--findings", type=Path, default=Path("findings"), metavar="DIR", help="for failing cases (findings)"
     )
     replay = commands.add_parser("replay", help="judge one case again", epilog=_REPLAY_STATUS)
-    replay.set_defaults(run=_replay)
+    replay.usage_status = CANNOT_RUN
+    replay.set_defaults(run=_replay, parser=replay)
     replay.add_argument("case", metavar="CASE.json", help="what fuzz wrote; - for standard input")
     replay.add_argument("--in-process", action="store_true", help="without a process of its own: for debuggers")
     for command in (fuzz, replay):
@@ -59,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """For argparse: a number of this kind above zero."""
+
     def read(text: str) -> float:
         value = kind(text)
         if not value > 0:
@@ -69,7 +87,8 @@ def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     return read
 
 
-def _natural(text: str) -> int:
+def natural(text: str) -> int:
+    """For argparse: a whole number, zero included."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"found {text}, expected at least 0")
@@ -110,7 +129,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         traceback.print_exc()
         return INTERNAL
     print(verdict.explain())
-    if verdict.outcome is Outcome.DECLINED:
+    if verdict.outcome in (Outcome.DECLINED, Outcome.NOT_JUDGED):
         return CANNOT_RUN
     if verdict.reason.startswith(ORACLE_FAILED):
         return INTERNAL
@@ -139,6 +158,7 @@ def _judge_apart(case: Case, target: str, device: str) -> Verdict:
 
 def _judge_here(case: Case, target: str, device: str) -> Verdict:
     set_variables(device)
+    refuse_drift(device)
     try:
         candidate = find(target)
     except Exception as error:
@@ -150,5 +170,7 @@ def _judge_here(case: Case, target: str, device: str) -> Verdict:
 
 
 def _stop(command: str, reason: object, status: int) -> int:
+    if isinstance(reason, NoDevice):
+        reason = f"{reason}; --device cpu goes on without one, through the Triton interpreter"
     print(f"{command}: {reason}", file=sys.stderr)
     return status

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .bound.evaluate import Expected
 from .building.poison import is_unwritten
+from .formats import INTEGERS, name_of
 from .locate import locate
 from .verdict import Mismatch, Outcome
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from .building.problem import Problem
 
 Ratios = tuple[tuple[str, float], ...]
-
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ def _form(name: str, actual: dict[str, Tensor], expected: Expected) -> list[Mism
     elif tensor.shape != shape:
         words = f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}"
     elif tensor.dtype != dtype:
-        words = f"{name} is {_name(tensor.dtype)}, expected {_name(dtype)}"
+        words = f"{name} is {name_of(tensor.dtype)}, expected {name_of(dtype)}"
     else:
         return []
     nan = float("nan")
@@ -84,7 +83,7 @@ def _form(name: str, actual: dict[str, Tensor], expected: Expected) -> list[Mism
             expected=nan,
             bound=nan,
             where=words,
-            dtype=_name(dtype),
+            dtype=name_of(dtype),
         )
     ]
 
@@ -92,7 +91,7 @@ def _form(name: str, actual: dict[str, Tensor], expected: Expected) -> list[Mism
 def _difference(actual: Tensor, expected: Expected, name: str) -> _Difference:
     value = expected.values[name]
     if expected.exact:
-        integers = _INTEGERS[actual.element_size()]
+        integers = INTEGERS[actual.element_size()]
         bad = actual.view(integers) != value.view(integers)
         return _Difference(bad=bad, ratio=None)
     wide = actual.double()
@@ -144,7 +143,7 @@ def _describe(name: str, actual: Tensor, expected: Expected, difference: _Differ
         expected=float(due[worst]),
         bound=float(bound[worst]),
         where=locate(problem, name, index),
-        dtype=_name(actual.dtype),
+        dtype=name_of(actual.dtype),
         greatest=float(error[greatest]),
         greatest_index=_ints(rows[greatest]),
         greatest_bound=float(bound[greatest]),
@@ -169,12 +168,8 @@ def _first_largest(chosen: Tensor, size: Tensor) -> Tensor:
 
 def _take(tensor: Tensor, places: tuple[Tensor, ...]) -> Tensor:
     """The elements at these places as float64; float8 is indexed as bytes, which every device can do."""
-    return tensor.view(_INTEGERS[tensor.element_size()])[places].view(tensor.dtype).double()
+    return tensor.view(INTEGERS[tensor.element_size()])[places].view(tensor.dtype).double()
 
 
 def _ints(index: Tensor) -> tuple[int, ...]:
     return tuple(int(part) for part in index.tolist())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

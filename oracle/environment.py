@@ -17,14 +17,18 @@ _SHOWN = ("torch", "triton", "numpy")
 
 
 class Unusable(Exception):
-    """The device that was asked for cannot be used here; the message says what to do about it."""
+    """What was asked for cannot be used here; the message says what is wrong with it."""
+
+
+class NoDevice(Unusable):
+    """There is no GPU to use. Whoever asked for one knows by which option the CPU is asked for, and says so."""
 
 
 def choose_device(asked: str | None) -> str:
     """ "cpu" or "cuda": what was asked for, or a GPU if torch sees one, or the CPU if the machine has none.
 
-    A GPU that torch does not see is an error unless the CPU was asked for: a campaign that quietly went to the CPU
-    would report on the wrong machine. Does not initialise CUDA in this process.
+    A GPU that torch does not see is an error (NoDevice) unless the CPU was asked for: a campaign that quietly went
+    to the CPU would report on the wrong machine. Does not initialise CUDA in this process.
     """
     if asked == "cpu":
         return "cpu"
@@ -32,12 +36,11 @@ def choose_device(asked: str | None) -> str:
         return "cuda"
     devices = nvidia_devices()
     if devices:
-        raise Unusable(
-            f"this machine has an NVIDIA device ({devices[0]}) and torch {torch.__version__} sees none: {_remedy()}; "
-            "or pass --device cpu to go on without it, through the Triton interpreter"
+        raise NoDevice(
+            f"this machine has an NVIDIA device ({devices[0]}) and torch {torch.__version__} sees none: {_remedy()}"
         )
     if asked == "cuda":
-        raise Unusable("--device cuda: there is no NVIDIA device on this machine; --device cpu needs none")
+        raise NoDevice("there is no NVIDIA device on this machine")
     return "cpu"
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from functools import partial
 
 import torch
 
+from .adapters import target_of
 from .bound.evaluate import evaluate
 from .building.tensors import build
 from .candidate import Candidate
@@ -23,20 +25,20 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     The candidate runs before the expected answer exists, so no reused memory can hold it. What the candidate
     raises is a verdict (crashed); what the oracle itself raises is not caught.
     """
+    verdict = partial(Verdict, case=case, candidate=candidate.name, target=target_of(candidate))
     if (reason := candidate.declines(case)) is not None:
-        return Verdict(outcome=Outcome.DECLINED, case=case, candidate=candidate.name, reason=reason)
+        return verdict(outcome=Outcome.DECLINED, reason=reason)
     problem = build(case, torch.device(device))
     try:
         actual = run(candidate, problem)
         violation = problem.guards.violations()
     except Exception as error:
-        return Verdict(outcome=Outcome.CRASHED, case=case, candidate=candidate.name, reason=_last_lines(error))
+        return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error))
     if violation:  # what has changed may be what the answer would be made of
-        return Verdict(outcome=Outcome.OUT_OF_BOUNDS, case=case, candidate=candidate.name, reason=violation)
+        return verdict(outcome=Outcome.OUT_OF_BOUNDS, reason=violation)
     expected = evaluate(problem, candidate.contract(case))
     mismatches, ratios = compare(actual, expected, problem)
-    outcome = _gravest(mismatches)
-    return Verdict(outcome=outcome, case=case, candidate=candidate.name, mismatches=mismatches, ratios=ratios)
+    return verdict(outcome=_gravest(mismatches), mismatches=mismatches, ratios=ratios)
 
 
 def _gravest(mismatches: tuple[Mismatch, ...]) -> Outcome:

@@ -47,10 +47,11 @@ def pageproof_device(pytestconfig: pytest.Config) -> torch.device:
 
 def chosen_device(config: pytest.Config) -> str:
     """ "cpu" or "cuda", as --pageproof-device says; a UsageError where it says what this machine cannot do."""
-    from .environment import Unusable, choose_device
+    from .environment import NoDevice, choose_device
 
     asked = config.getoption("--pageproof-device")
     try:
         return choose_device(None if asked == "auto" else asked)
-    except Unusable as error:
-        raise pytest.UsageError(f"--pageproof-device {asked}: {error}") from error
+    except NoDevice as error:
+        remedy = "--pageproof-device cpu goes on without one"
+        raise pytest.UsageError(f"--pageproof-device {asked}: {error}; {remedy}") from error

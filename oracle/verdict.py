@@ -1,7 +1,12 @@
-"""The answer to one case: a typed value that cannot be dropped into an `if` by mistake."""
+"""The answer to one case: a typed value that cannot be dropped into an `if` by mistake, and what it says in words.
+
+In words it is torch.testing's familiar lines, then the place, the bound, and the line that replays it.
+"""
 
 from __future__ import annotations
 
+import math
+import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -19,10 +24,17 @@ class Outcome(StrEnum):
     CRASHED = "crashed"
     TIMED_OUT = "timed-out"
     DECLINED = "declined"
+    NOT_JUDGED = "not-judged"  # there was no device memory for it: nothing is known about this case
     KNOWN = "known"
 
 
-FAILURES = frozenset(Outcome) - {Outcome.AGREES, Outcome.DECLINED, Outcome.KNOWN}
+FAILURES = frozenset(Outcome) - {Outcome.AGREES, Outcome.DECLINED, Outcome.NOT_JUDGED, Outcome.KNOWN}
+
+_SAYS = {
+    Outcome.DIFFERS: "outside of its bound",
+    Outcome.POISONED: "not finite where a finite value was due: something that must not be read was",
+    Outcome.UNWRITTEN: "never written: it still holds the NaN it was born with",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +60,9 @@ class Mismatch:
 class Verdict:
     outcome: Outcome
     case: Case
-    candidate: str
-    reason: str = ""  # of a decline, a crash, an out-of-bounds write
+    candidate: str  # its name
+    target: str = ""  # what `adapters.find` knows it by; "" for a candidate that did not come from there
+    reason: str = ""  # of a decline, a crash, an out-of-bounds write, a case that was not judged
     mismatches: tuple[Mismatch, ...] = ()
     ratios: tuple[tuple[str, float], ...] = ()  # output -> largest observed error / bound
 
@@ -67,6 +80,54 @@ class Verdict:
 
     def explain(self) -> str:
         """What torch.testing would say first, then where it is, what bounds it, and how to see it again."""
-        from .wording import explain
+        lines = [f"{self.candidate}: {self.outcome.value}"]
+        if self.mismatches:
+            lines.insert(0, "Tensor-likes are not close!")
+            lines.insert(1, "")
+        if self.reason:
+            lines.append(self.reason)
+        for mismatch in self.mismatches:
+            lines += ["", *_mismatch_lines(mismatch)]
+        if self.ratios and not self.mismatches:
+            lines.append("Largest error / bound: " + ", ".join(f"{name} {ratio:.3g}" for name, ratio in self.ratios))
+        heading = "Replay it:" if self.target else "Replay it, with --target for this candidate as module:attribute:"
+        lines += ["", heading, self.replay_line()]
+        return "\n".join(lines)
 
-        return explain(self)
+    def replay_line(self) -> str:
+        """A shell line that writes the case and judges the same target on it again."""
+        text = " ".join(line.strip() for line in self.case.to_json().splitlines())
+        return f"echo {shlex.quote(text)} > CASE.json && {replay_command('CASE.json', self.target)}"
+
+
+def replay_command(path: str, target: str) -> str:
+    """The command that judges the case in a file; without a target, and for ours, it names none."""
+    named = f" --target {shlex.quote(target)}" if target not in ("", "ours") else ""
+    return f"python -m pageproof.oracle replay {shlex.quote(path)}{named}"
+
+
+def _mismatch_lines(mismatch: Mismatch) -> list[str]:
+    if not mismatch.index:
+        return [f"{mismatch.output}: {mismatch.where}"]
+    share = 100 * mismatch.count / mismatch.total
+    lines = [
+        f"{mismatch.output}: {_SAYS.get(mismatch.outcome, mismatch.outcome.value)}",
+        f"Mismatched elements: {mismatch.count} / {mismatch.total} ({share:.3g}%)",
+        f"Greatest absolute difference: {mismatch.greatest:.6g} at index {mismatch.greatest_index} "
+        f"(up to {mismatch.greatest_bound:.3g} allowed)",
+        f"Furthest outside of its bound: index {mismatch.index}, found {mismatch.actual:.9g}, "
+        f"expected {mismatch.expected:.9g}",
+        f"Where: {mismatch.where}",
+    ]
+    if math.isfinite(mismatch.actual) and mismatch.bound > 0:
+        difference = abs(mismatch.actual - mismatch.expected)
+        lines.append(
+            f"Bound there: {mismatch.bound:.3g}; the difference is {difference / mismatch.bound:.3g} times that"
+        )
+    if mismatch.dtype and math.isfinite(mismatch.expected):
+        from .bound.formats import format_of  # brings in torch, which a verdict can do without
+
+        cast = format_of(mismatch.dtype)
+        rounding = cast.roundoff * abs(mismatch.expected) + cast.underflow
+        lines.append(f"The reference's own rounding to {mismatch.dtype} moves that value by at most {rounding:.3g}")
+    return lines

@@ -64,7 +64,7 @@ def attention(
     lse: Tensor | None = None,
     validate: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of every request's new tokens over its cached keys; the meaning is DESIGN section 2.2.
+    """Attention of every request's new tokens over its cached keys; docs/contract.md says what that means.
 
     q [num_tokens, num_query_heads, head_size], k_cache [num_blocks, block_size, num_kv_heads, head_size],
     v_cache the same with head_size_v: float64, float32, float16 or bfloat16, all alike, or float8_e4m3fn

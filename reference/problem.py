@@ -6,7 +6,6 @@ ids, slots) is looked at only by `validation.check_batch_values`, because lookin
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from .errors import bad_type, bad_value, check_tensor
 
 FLOAT8 = torch.float8_e4m3fn
+SMALLEST_FLOAT32, LARGEST_FLOAT32 = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Scales:
 def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise bad_type(name, value, "a number")
-    if not math.isfinite(value):
-        raise bad_value(name, value, "a finite number")
+    if not (value == 0 or SMALLEST_FLOAT32 <= abs(value) <= LARGEST_FLOAT32):
+        raise bad_value(name, value, "a finite number that float32 holds")
 
 
 def _check_window(name: str, value: object, *, smallest: int, hint: str) -> None:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from pageproof.oracle import campaign
-from pageproof.oracle.campaign import Options, Summary, report
+from pageproof.oracle.building import pinned
+from pageproof.oracle.campaign import Options, Summary, report, worker
+from pageproof.oracle.campaign.controller import DEATHS_PER_GROUP, FRUITLESS_DEATHS, Controller
 from pageproof.oracle.campaign.findings import Failure, Findings
 from pageproof.oracle.campaign.lengths import INTERPRETED
+from pageproof.oracle.campaign.messages import Assignment, Setup
 from pageproof.oracle.campaign.offers import make_plan
 from pageproof.oracle.campaign.pairs import MODEL
+from pageproof.oracle.campaign.sampler import random_group
+from pageproof.oracle.campaign.summary import JUDGE
 from pageproof.oracle.campaign.tally import Tally, median
 from pageproof.oracle.case import BatchShape, Case, Spec
 from pageproof.oracle.environment import Unusable
@@ -92,6 +99,8 @@ def test_a_case_that_kills_or_hangs_its_worker_costs_itself_only(tmp_path: Path)
     expected = [Outcome.AGREES, crashed, Outcome.DIFFERS, crashed, hung, crashed, Outcome.DECLINED, Outcome.AGREES]
     assert outcomes == expected
     assert [verdict.case for verdict in summary.verdicts] == list(given)
+    names = {(verdict.candidate, verdict.target) for verdict in summary.verdicts}
+    assert names == {("fake", "campaign_helpers:Fake")}
     reasons = [verdict.reason for verdict in summary.verdicts]
     assert "SIGSEGV" in reasons[1]
     assert "exit status 3" in reasons[3]
@@ -114,6 +123,104 @@ def test_a_target_that_cannot_be_judged_is_an_error(changes: dict[str, object], 
     with pytest.raises(Unusable, match=said):
         run(tmp_path, workers=1, **changes)
     assert not list(tmp_path.rglob("inflight*"))
+
+
+class DeadWorker:
+    """A handle whose process ends whenever it is heard, at a case or outside of any."""
+
+    def __init__(self, case: Case | None, task: Assignment | None) -> None:
+        self.case_at_work, self.task = case, task
+        self.connection, self.clock, self.position, self.overdue = self, [0.0, 1.0], 0, False
+
+    def recv(self) -> object:
+        raise EOFError
+
+    def death(self) -> str:
+        return "gone"
+
+
+class NoPool:
+    def replace(self, handle: object) -> None:
+        pass
+
+
+def controller(folder: Path) -> Controller:
+    options = Options(findings=folder, target="campaign_helpers:Fake")
+    made = Controller(options, Summary(options=options, device="cpu", workers=1, versions={}), [])
+    made.summary.candidate = "fake"
+    made.pool = NoPool()  # type: ignore[assignment]
+    return made
+
+
+def test_a_group_that_costs_too_many_workers_is_left(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    task = Assignment(group=random_group(0, 0, INTERPRETED))
+    for deaths in range(1, DEATHS_PER_GROUP + 1):
+        assert made.summary.abandoned == 0
+        made._hear(DeadWorker(replace(PLAIN, seed=deaths), task))  # type: ignore[arg-type]
+        if deaths < DEATHS_PER_GROUP:
+            task = made.resumed.popleft()
+            assert task.deaths == deaths
+    assert (made.summary.abandoned, len(made.resumed)) == (1, 0)
+    assert made.summary.tally.outcomes == {"crashed": DEATHS_PER_GROUP}  # every one of them is a finding's case
+    (finding,) = made.summary.findings
+    assert finding.failure.text.startswith("fake: crashed\ngone\n")
+    assert finding.failure.text.endswith(" --target campaign_helpers:Fake")
+
+
+def test_workers_that_keep_ending_outside_of_any_case_end_the_campaign(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    for _ in range(FRUITLESS_DEATHS - 1):
+        made._hear(DeadWorker(None, None))  # type: ignore[arg-type]
+    with pytest.raises(Unusable, match=r"^worker processes keep ending outside of any case: gone$"):
+        made._hear(DeadWorker(None, None))  # type: ignore[arg-type]
+
+
+def a_worker(folder: Path, judge: Callable[..., Verdict]) -> worker._Worker:
+    setup = Setup(number=0, target="campaign_helpers:Fake", device="cpu", judge=JUDGE, inflight=folder / "inflight")
+    made = worker._Worker(None, setup, [0.0, 0.0])  # type: ignore[arg-type]
+    made.judge = judge
+    return made
+
+
+def test_a_case_without_device_memory_is_tried_again_and_then_not_judged(tmp_path: Path) -> None:
+    failures = 0
+
+    def judge(case: Case, candidate: helpers.Fake, device: object) -> Verdict:
+        nonlocal failures
+        if not failures:
+            return helpers.agreeing(case, candidate, device)
+        failures -= 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    made = a_worker(tmp_path, judge)
+    failures = 1
+    assert made._verdict(PLAIN).outcome is Outcome.AGREES
+    failures = 2
+    verdict = made._verdict(PLAIN)
+    assert (verdict.outcome, verdict.failed, failures) == (Outcome.NOT_JUDGED, False, 0)
+    assert verdict.reason == f"{worker.OUT_OF_MEMORY} (the oracle's request)"
+    tally = Tally()
+    tally.add(verdict, MODEL)
+    assert (tally.cases, tally.declined, tally.not_judged) == (0, {}, {verdict.reason: 1})
+
+
+@pytest.mark.parametrize("words", ["torch.OutOfMemoryError: CUDA", "Triton Error [CUDA]: out of memory"])
+def test_a_candidate_without_device_memory_is_not_judged_either(words: str, tmp_path: Path) -> None:
+    crash = Verdict(outcome=Outcome.CRASHED, case=PLAIN, candidate="fake", reason=words)
+    verdict = a_worker(tmp_path, lambda *_: crash)._verdict(PLAIN)
+    assert (verdict.outcome, verdict.reason) == (
+        Outcome.NOT_JUDGED,
+        f"{worker.OUT_OF_MEMORY} (the candidate's request)",
+    )
+    other = replace(crash, reason="something else")
+    assert a_worker(tmp_path, lambda *_: other)._verdict(PLAIN).outcome is Outcome.CRASHED
+
+
+def test_a_worker_refuses_where_cases_have_other_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pinned.DIGESTS, "plain", "other bits")
+    with pytest.raises(Unusable, match="cases are not the same here as everywhere: case 'plain'"):
+        a_worker(tmp_path, helpers.agreeing)
 
 
 def failure(**spec: object) -> Failure:

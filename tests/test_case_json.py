@@ -46,7 +46,7 @@ def test_a_full_case_comes_back() -> None:
     assert Case.from_json(FULL.to_json()) == FULL
 
 
-def test_a_plain_case_is_two_lines_of_json() -> None:
+def test_a_plain_case_is_nothing_but_its_schema() -> None:
     assert json.loads(Case().to_json()) == {"schema": SCHEMA}
     assert Case.from_json(Case().to_json()) == Case()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from pageproof.oracle import cli, environment
 from pageproof.oracle.campaign import Options, Summary, progress, report, runner
-from pageproof.oracle.campaign.findings import Failure
+from pageproof.oracle.campaign.findings import Failure, Findings
 from pageproof.oracle.campaign.pairs import MODEL
 from pageproof.oracle.case import BatchShape, Case
 
@@ -123,6 +124,44 @@ def test_wrong_usage_ends_with_2(flags: list[str]) -> None:
         cli.main(["fuzz", *flags])
 
 
+@pytest.mark.parametrize("flags", [[], ["case.json", "--device", "tpu"], ["case.json", "--nonsense"]])
+def test_wrong_usage_of_replay_says_nothing_about_the_case(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="125"):
+        cli.main(["replay", *flags])
+    assert "replay: error: " in capsys.readouterr().err
+
+
+def ended(monkeypatch: pytest.MonkeyPatch, **state: object) -> int:
+    """The status of a `fuzz` that counted four cases and then ended like this."""
+    summary = counted()
+    for name, value in state.items():
+        setattr(summary, name, value)
+    monkeypatch.setattr(cli.campaign, "run", lambda options, watch: summary)
+    return cli.main(["fuzz"])
+
+
+def test_an_interrupted_campaign_ends_with_130_unless_it_found_something(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch) == 0
+    assert ended(monkeypatch, interrupted=True) == 130
+    assert capsys.readouterr().out.splitlines()[-1].endswith("(interrupted)")
+    findings = Findings()
+    findings.add(helpers_failure())
+    assert ended(monkeypatch, interrupted=True, findings=findings) == 1
+
+
+def test_a_campaign_that_could_not_go_on_shows_what_it_had_and_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, broken="workers keep ending") == 2
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].startswith("4 cases, 0 findings")
+    assert printed.err == "fuzz: workers keep ending\n"
+
+
 def test_a_gpu_that_torch_does_not_see_stops_the_campaign(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +178,7 @@ def test_a_machine_without_a_gpu_is_fuzzed_on_its_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(environment, "visible_gpus", lambda: 0)
     monkeypatch.setattr(environment, "nvidia_devices", list)
     assert environment.choose_device(None) == "cpu"
-    with pytest.raises(environment.Unusable, match="--device cuda"):
+    with pytest.raises(environment.NoDevice, match="there is no NVIDIA device"):
         environment.choose_device("cuda")
 
 
@@ -182,17 +221,23 @@ def test_the_closing_line_counts() -> None:
     line = report.closing_line(summary)
     assert "1 finding, " in line
     assert "3 more declined" in line
+    summary.tally.not_judged["no memory"] = 2
+    assert "; 2 more not judged" in report.closing_line(summary)
+    assert "\nnot judged: 2 x no memory\n" in report.closing(summary)
+    body = json.loads(report.to_json(summary))
+    assert (body["cases"], body["not_judged"]) == (4, {"no memory": 2})
 
 
 def test_no_more_findings_are_printed_than_one_can_read() -> None:
     summary = counted()
-    for dtype in ("float32", "float16", "bfloat16"):
-        for group in range(2**5):
-            flags = {name: bool(group >> bit & 1) for bit, name in enumerate(("alibi", "sinks", "odd_strides"))}
-            operation = ("attention", "mla_attention", "mla_attention_decompressed", "update_kv_cache")[group >> 3 & 3]
-            summary.findings.add(helpers_failure(dtype=dtype, operation=operation, **flags))
+    features = {"alibi": True, "sinks": True, "softcap": 2.0, "sliding_window": 4, "odd_strides": True}
+    features |= {"cache_layout": "HND", "causal": False}
+    for pair in itertools.combinations(features.items(), 2):  # none has all the features of another
+        summary.findings.add(helpers_failure(**dict(pair)))
+    assert len(summary.findings) == report.SHOWN_FINDINGS + 1
     shown = report.closing(summary)
-    assert shown.count("replay") <= report.SHOWN_FINDINGS
+    assert shown.count(" replay ") == report.SHOWN_FINDINGS
+    assert "\n... and 1 more in findings\n" in shown
 
 
 def helpers_failure(**spec: object) -> Failure:

@@ -15,6 +15,7 @@ from .malformed_arguments import (
     BLOCK_SIZE,
     BLOCKS,
     HEADS,
+    PACKAGES,
     SIZE,
     TOKENS,
     Changes,
@@ -69,7 +70,16 @@ BAD_GROUPS: list[tuple[Changes, type[Exception], str]] = [
     ),
     ({"softmax_scale": "1"}, TypeError, "softmax_scale: found str '1', expected a number"),
     ({"softmax_scale": None}, TypeError, "softmax_scale: found NoneType None, expected a number"),
-    ({"softmax_scale": float("nan")}, ValueError, "softmax_scale: found nan, expected a finite number"),
+    (
+        {"softmax_scale": 1e39},
+        ValueError,
+        "softmax_scale: found 1e+39, expected a finite number that float32 holds",
+    ),
+    (
+        {"softmax_scale": float("nan")},
+        ValueError,
+        "softmax_scale: found nan, expected a finite number that float32 holds",
+    ),
     ({"causal": 1}, TypeError, "causal: found int 1, expected a bool"),
     (
         {"sliding_window": 0},
@@ -100,7 +110,7 @@ BAD_GROUPS: list[tuple[Changes, type[Exception], str]] = [
     ),
     ({"softcap": 0}, ValueError, "softcap: found 0, expected a positive number; None means no softcap"),
     ({"softcap": -30.0}, ValueError, "softcap: found -30.0, expected a positive number; None means no softcap"),
-    ({"softcap": float("inf")}, ValueError, "softcap: found inf, expected a finite number"),
+    ({"softcap": float("inf")}, ValueError, "softcap: found inf, expected a finite number that float32 holds"),
     ({"softcap": ones(1)}, TypeError, "softcap: found Tensor tensor([1.]), expected a number"),
     ({"alibi_slopes": ones(3)}, ValueError, "alibi_slopes: found 3 entries, expected one for each of 4 query heads"),
     ({"alibi_slopes": ones(4).double()}, TypeError, "alibi_slopes: found torch.float64, expected float32"),
@@ -149,7 +159,8 @@ def test_scales_as_they_are_made(changes: Changes, kind: type[Exception], messag
 )
 def test_the_unchanged_arguments_are_fine(make: Callable[[], Changes]) -> None:
     """So each error above is due to its one change."""
-    call(make, {}, validate=True)
+    for package in PACKAGES:
+        call(make, {}, validate=True, package=package)
 
 
 def test_the_kernels_take_no_float64() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from pageproof.oracle import Case, judge
 from pageproof.oracle.adapters import find
+from pageproof.oracle.case_rules import why_invalid
 
 FINDINGS = sorted((Path(__file__).parent / "past_findings").glob("*.json"))
 
@@ -23,4 +24,5 @@ def test_there_are_some_and_they_can_be_read() -> None:
     assert len(FINDINGS) >= 4
     for path in FINDINGS:
         case = Case.from_json(path.read_text())
+        assert why_invalid(case) is None
         assert Case.from_json(case.to_json()) == case

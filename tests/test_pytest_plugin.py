@@ -37,6 +37,8 @@ def test_the_cpu_can_be_asked_for(tmp_path: Path) -> None:
 def test_no_gpu_is_an_error_where_one_is_asked_for(tmp_path: Path) -> None:
     output = run_pytest(tmp_path, DEVICE_TEST, "--pageproof-device", "cuda", CUDA_VISIBLE_DEVICES="")
     assert "--pageproof-device cuda: " in output
+    assert "; --pageproof-device cpu goes on without one" in output
+    assert " --device" not in output
     assert "1 error in" in output
 
 

@@ -120,7 +120,7 @@ def test_cases_keep_to_their_sizes(interpreted: list[Case], compiled: list[Case]
     assert sum(case.batch.num_tokens > 2100 for case in compiled) == 0
 
 
-def test_pages_far_apart_are_drawn_on_a_gpu_only_and_not_in_four_bytes(compiled: list[Case]) -> None:
+def test_pages_far_apart_are_drawn_on_a_gpu_only_and_not_in_four_bytes() -> None:
     far = [case for case in drawn(replace(COMPILED, far_share=1.0, cases_per_key=1), 60) if case.spec.far_pages]
     assert far
     assert all(case.spec.kv_dtype or case.spec.dtype != "float32" for case in far)

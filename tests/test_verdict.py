@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from pageproof.oracle import BatchShape, Case, Mismatch, NumericContract, Outcome, Spec, Verdict, judge
+from pageproof.oracle.adapters import find
+from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.building.tensors import build
 from pageproof.oracle.locate import locate
 from pageproof.oracle.verdict import FAILURES
@@ -45,8 +46,8 @@ def test_verdict_has_no_truth_value(outcome: Outcome) -> None:
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
-def test_failures_are_all_outcomes_but_three(outcome: Outcome) -> None:
-    passes = outcome in (Outcome.AGREES, Outcome.DECLINED, Outcome.KNOWN)
+def test_failures_are_all_outcomes_but_four(outcome: Outcome) -> None:
+    passes = outcome in (Outcome.AGREES, Outcome.DECLINED, Outcome.NOT_JUDGED, Outcome.KNOWN)
     assert verdict(outcome).failed is not passes
     assert (outcome in FAILURES) is not passes
     if passes:
@@ -90,13 +91,38 @@ def test_first_lines_are_those_of_torch_testing() -> None:
         assert words in ours
 
 
-def test_replay_line_writes_the_case_itself(tmp_path: Path) -> None:
-    line = verdict(Outcome.CRASHED, reason="boom").explain().splitlines()[-1]
+@pytest.mark.parametrize(
+    ("target", "named", "heading"),
+    [
+        ("ours", "", "Replay it:"),
+        ("mutant:stale_plan", " --target mutant:stale_plan", "Replay it:"),
+        ("my module:Mine", " --target 'my module:Mine'", "Replay it:"),
+        ("", "", "Replay it, with --target for this candidate as module:attribute:"),
+    ],
+)
+def test_replay_line_writes_the_case_itself(target: str, named: str, heading: str) -> None:
+    *_, above, line = verdict(Outcome.CRASHED, reason="boom", target=target).explain().splitlines()
+    assert above == heading
     write, run = line.split(" && ")
-    assert run == "python -m pageproof.oracle replay CASE.json --target ours"
+    assert run == f"python -m pageproof.oracle replay CASE.json{named}"
     words = shlex.split(write)
     assert (words[0], words[2:]) == ("echo", [">", "CASE.json"])
     assert Case.from_json(words[1]) == CASE
+
+
+@pytest.mark.parametrize("target", ["reference", f"{__name__}:Named"])
+def test_a_verdict_keeps_what_its_candidate_was_found_by(target: str) -> None:
+    assert judge(CASE, find(target)).target == target
+
+
+def test_a_candidate_that_was_not_found_by_a_target_has_none() -> None:
+    assert judge(CASE, Named()).target == ""
+
+
+class Named(Reference):
+    """Its name is nothing that could be found."""
+
+    name = "a name of its own"
 
 
 def test_a_crash_and_a_decline_give_their_reason() -> None:

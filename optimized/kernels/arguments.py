@@ -61,7 +61,7 @@ class Requests(NamedTuple):
 class ScoreRules(NamedTuple):
     softmax_scale: float
     softcap: float | None
-    two_over_softcap: float | None
+    one_over_softcap: float | None
     alibi_slopes: Tensor | None  # [num_query_heads] float32
     sinks: Tensor | None  # [num_query_heads] float32
     query_bias: Tensor | None  # [num_tokens, bias_width] float32, row stride `bias_stride`

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import load_rows, scale_of, transform_scores, update_softmax
+from .tiles import load_bias, load_rows, scale_of, shape_scores, update_softmax, visible_keys
 
 
 @triton.jit
@@ -139,24 +139,26 @@ def attend(
     for first in range((start // BLOCK_N) * BLOCK_N, end, BLOCK_N):
         keys = first + tl.arange(0, BLOCK_N)
         readable = (keys >= start) & (keys < end)
+        visible = visible_keys(keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL)
+        if rules.query_bias is not None:
+            bias = load_bias(rules, rows, keys - context, visible, bias_width, bias_stride)
+            visible = visible & (bias > float("-inf"))
+            # A key that the bias hides from everybody is not read: it may hold NaN, on a page that may not exist.
+            readable = readable & (tl.max(visible.to(tl.int32), 0) > 0)
         block, slot = cache_rows(requests, request, table_stride, keys, readable, BLOCK_SIZE)
         scores, key_tile = raw_scores(
             q, q_rope, cache, scales, kv_head, block, slot, readable, rules.softmax_scale,
             HEAD_SIZE, ROPE_SIZE, RANK, BLOCK_D, BLOCK_R, BLOCK_N, BLOCK_C, KIND,
         )  # fmt: skip
-        scores, visible = transform_scores(
-            scores, keys, readable, positions, rows, heads, row_mask, context, rules,
-            sliding_window, right_window, bias_width, bias_stride, CAUSAL,
-        )  # fmt: skip
+        scores = shape_scores(scores, keys, positions, heads, row_mask, rules)
+        if rules.query_bias is not None:
+            scores += bias
+        scores = tl.where(visible, scores, float("-inf"))
         weights, rescale, maximum, total = update_softmax(scores, maximum, total)
         value_tile = value_rows(
             cache, key_tile, scales, kv_head, block, slot, readable,
             HEAD_SIZE_V, RANK, BLOCK_V, BLOCK_N, BLOCK_C, KIND,
         )  # fmt: skip
-        if rules.query_bias is not None:
-            # A key that the bias hides from everybody may hold NaN, and 0 * NaN is NaN.
-            is_seen = tl.max(visible.to(tl.int32), 0) > 0
-            value_tile = tl.where(is_seen[:, None], value_tile, tl.zeros_like(value_tile))
         values = values * rescale[:, None]
         values = tl.dot(weights.to(KIND), value_tile, values, input_precision="ieee")
     return values, maximum, total

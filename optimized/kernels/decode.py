@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .attend import attend
-from .plan import NUM_DECODE_ITEMS, SPLIT_KEYS, num_splits
+from .plan import NUM_DECODE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
 from .tiles import finish, key_range, request_span, store_lse, store_out, tile_rows
 
 
@@ -69,7 +69,7 @@ def decode(
                 store_out(outputs, scales, out, rows, heads, kv_head, row_mask, HEAD_SIZE_V, BLOCK_V)
                 store_lse(outputs, lse, rows, heads, row_mask)
             else:
-                first_partial = tl.load(work.offsets + 3 * (num_requests + 1) + request) + split * query_len
+                first_partial = first_partial_row(work.offsets, request, num_requests) + split * query_len
                 store_partials(
                     partials, first_partial, tokens, heads, row_mask, values, maximum, total,
                     NUM_KV_HEADS * GROUP, HEAD_SIZE_V, BLOCK_V,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import FLOAT8_MAX
+from .tiles import saturate
 
 
 @triton.jit
@@ -25,8 +25,7 @@ def write_row(
             if scale is not None:
                 divisor = tl.load(scale + heads * scale_stride, mask=heads < NUM_HEADS, other=1.0)
                 row = tl.div_rn(row, tl.broadcast_to(divisor[:, None], row.shape))
-            # Comparisons rather than min and max: a NaN passes them and stays one.
-            row = tl.where(row > FLOAT8_MAX, FLOAT8_MAX, tl.where(row < -FLOAT8_MAX, -FLOAT8_MAX, row))
+            row = saturate(row)
         target = block * stride_block + slot * stride_slot + heads * stride_head
         pointers = cache + target[:, None] + (dims.to(tl.int64) * stride_dim)[None, :]
         tl.store(pointers, row.to(cache.dtype.element_ty), mask=mask)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .plan import NUM_MERGE_ITEMS, SPLIT_KEYS, num_splits
-from .tiles import LOG2_E, join_sink, log_sum, request_span, store_lse, store_out
+from .plan import NUM_MERGE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
+from .tiles import LOG2_E, finite_maximum, join_sink, log_sum, request_span, store_lse, store_out, weight_of
 
 
 @triton.jit
@@ -28,7 +28,7 @@ def join_splits(
         pointers = partials.weighted + place[:, None] * SIZE + dims[None, :]
         parts = tl.load(pointers, mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)
         new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
-        stand_in = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+        stand_in = finite_maximum(new_maximum)
         rescale = tl.exp2((maximum - stand_in) * LOG2_E)
         weights = tl.exp2((maxima - stand_in) * LOG2_E)
         total = total * rescale + tl.sum(totals * weights, 0)
@@ -52,7 +52,7 @@ def merge_splits(
         request = tl.load(work.merge_items + 2 * item)
         token = tl.load(work.merge_items + 2 * item + 1)
         first_row, query_len, seq_len = request_span(requests, request)
-        first_partial = tl.load(work.offsets + 3 * (num_requests + 1) + request) + token
+        first_partial = first_partial_row(work.offsets, request, num_requests) + token
         values, maximum, total = join_splits(
             partials, first_partial, query_len, num_splits(seq_len, split_keys), head,
             NUM_QUERY_HEADS, HEAD_SIZE_V, BLOCK_S, BLOCK_V,
@@ -64,35 +64,6 @@ def merge_splits(
         rows = first_row + token + one
         store_out(outputs, scales, out[None, :], rows, head + one, head // GROUP, one == 0, HEAD_SIZE_V, BLOCK_V)
         store_lse(outputs, log_sum(maximum, total) + tl.zeros([1], tl.float32), rows, head + one, one == 0)
-
-
-@triton.jit(do_not_specialize=["num_tokens", "num_requests"])
-def clear_padding(
-    cu_seqlens_q, outputs, num_tokens, num_requests,
-    NUM_QUERY_HEADS: tl.constexpr, HEAD_SIZE_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Rows that belong to no request: out 0, lse -inf, also beside a sink."""
-    first_row = tl.load(cu_seqlens_q + num_requests)
-    dims = tl.arange(0, BLOCK_V)
-    zeros = tl.zeros([BLOCK_T, BLOCK_V], tl.float32).to(outputs.out.dtype.element_ty)
-    empty = tl.full([BLOCK_T], float("-inf"), tl.float32)
-    num_items = tl.maximum(num_tokens - first_row, 0) * NUM_QUERY_HEADS
-    for start in range(tl.program_id(0) * BLOCK_T, num_items, tl.num_programs(0) * BLOCK_T):
-        item = start + tl.arange(0, BLOCK_T)
-        mask = item < num_items
-        rows = (first_row + item // NUM_QUERY_HEADS).to(tl.int64)
-        heads = (item % NUM_QUERY_HEADS).to(tl.int64)
-        place = rows * outputs.stride_token + heads * outputs.stride_head
-        pointers = outputs.out + place[:, None] + dims[None, :]
-        tl.store(pointers, zeros, mask=mask[:, None] & (dims < HEAD_SIZE_V)[None, :])
-        store_lse(outputs, empty, rows, heads, mask)
-
-
-@triton.jit
-def weight_of(lse, maximum):
-    """exp(lse - maximum) with the infinities meant: -inf weighs nothing, a shared +inf weighs 1."""
-    stand_in = tl.where(maximum == float("-inf"), 0.0, maximum)
-    return tl.exp2(tl.where(lse == stand_in, 0.0, lse - stand_in) * LOG2_E)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

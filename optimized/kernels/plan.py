@@ -17,6 +17,7 @@ NUM_MERGE_ITEMS = tl.constexpr(2)
 NUM_PARTIAL_ROWS = tl.constexpr(3)
 SPLIT_KEYS = tl.constexpr(4)
 NUM_COUNTS = 5
+NUM_OFFSETS = 4  # rows of `offsets`
 
 # A split this long is never cut: capacities stay below it.
 WHOLE = tl.constexpr(1 << 30)
@@ -39,6 +40,12 @@ def num_splits(seq_len, split_keys):
 
 
 @triton.jit
+def first_partial_row(offsets, request, num_requests):
+    """Where the partial results of a split request begin."""
+    return tl.load(offsets + 3 * (num_requests + 1) + request)
+
+
+@triton.jit
 def choose_split(cu_seqlens_q, seq_lens, num_requests, DECODE_TOKENS, SPLIT_BASE, PARTIAL_ROWS, BLOCK: tl.constexpr):
     """The shortest split length, SPLIT_BASE * 2^level, whose partial results fit into PARTIAL_ROWS rows."""
     levels = tl.arange(0, LEVELS)
@@ -55,13 +62,15 @@ def choose_split(cu_seqlens_q, seq_lens, num_requests, DECODE_TOKENS, SPLIT_BASE
     return tl.min(tl.where(rows <= PARTIAL_ROWS, widths, WHOLE))
 
 
-@triton.jit(do_not_specialize=["num_requests"])
+@triton.jit(do_not_specialize=["num_requests", "max_prefill_items", "max_decode_items"])
 def count_work(
     cu_seqlens_q,
     seq_lens,
     counts,
     offsets,
     num_requests,
+    max_prefill_items,
+    max_decode_items,
     DECODE_TOKENS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     SPLIT_BASE: tl.constexpr,
@@ -102,17 +111,17 @@ def count_work(
     tl.store(offsets + stride + num_requests, decode)
     tl.store(offsets + 2 * stride + num_requests, merge)
     tl.store(offsets + 3 * stride + num_requests, partial)
-    tl.store(counts + NUM_PREFILL_ITEMS, prefill)
-    tl.store(counts + NUM_DECODE_ITEMS, decode)
+    # Lengths above the capacity bring more items than the lists hold: those are left out, nothing is overrun.
+    tl.store(counts + NUM_PREFILL_ITEMS, tl.minimum(prefill, max_prefill_items))
+    tl.store(counts + NUM_DECODE_ITEMS, tl.minimum(decode, max_decode_items))
     tl.store(counts + NUM_MERGE_ITEMS, merge)
     tl.store(counts + NUM_PARTIAL_ROWS, partial)
     tl.store(counts + SPLIT_KEYS, split_keys)
 
 
 @triton.jit
-def list_items(offsets, items, num_requests, BLOCK: tl.constexpr):
+def list_items(num_items, offsets, items, num_requests, BLOCK: tl.constexpr):
     """Write (request, index within the request) for every item, by bisection in the running offsets."""
-    num_items = tl.load(offsets + num_requests)
     for start in range(tl.program_id(0) * BLOCK, num_items, tl.num_programs(0) * BLOCK):
         item = start + tl.arange(0, BLOCK)
         mask = item < num_items
@@ -123,7 +132,7 @@ def list_items(offsets, items, num_requests, BLOCK: tl.constexpr):
         width = num_requests
         while width > 0:
             middle = (low + high + 1) // 2
-            # `high` stays at num_requests only while nothing above was seen; its offset is num_items > item.
+            # `high` stays at num_requests only while nothing above was seen; its offset is above every item.
             below = tl.load(offsets + middle, mask=mask, other=0) <= item
             low = tl.where(below, middle, low)
             high = tl.where(below, high, middle - 1)
@@ -134,8 +143,8 @@ def list_items(offsets, items, num_requests, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_requests"])
-def list_work(offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK: tl.constexpr):
+def list_work(counts, offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK: tl.constexpr):
     stride = num_requests + 1
-    list_items(offsets, prefill_items, num_requests, BLOCK)
-    list_items(offsets + stride, decode_items, num_requests, BLOCK)
-    list_items(offsets + 2 * stride, merge_items, num_requests, BLOCK)
+    list_items(tl.load(counts + NUM_PREFILL_ITEMS), offsets, prefill_items, num_requests, BLOCK)
+    list_items(tl.load(counts + NUM_DECODE_ITEMS), offsets + stride, decode_items, num_requests, BLOCK)
+    list_items(tl.load(counts + NUM_MERGE_ITEMS), offsets + 2 * stride, merge_items, num_requests, BLOCK)

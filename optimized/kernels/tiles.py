@@ -36,7 +36,7 @@ def key_range(first_position, last_position, seq_len, sliding_window, right_wind
     """The keys [start, end) that some position of [first_position, last_position] may see.
 
     Neighbouring positions see overlapping or touching ranges, so the union has no holes, and no key in it is one
-    that nobody may read (those that a query bias hides are dealt with in `transform_scores`).
+    that nobody may read, but for those that a query bias hides (`attend` leaves them out tile by tile).
     """
     start = 0
     end = seq_len
@@ -67,31 +67,11 @@ def scale_of(pointer, stride, kv_head):
 
 
 @triton.jit
-def transform_scores(
-    scores,
-    keys,
-    readable,
-    positions,
-    rows,
-    heads,
-    row_mask,
-    context,
-    rules,
-    sliding_window,
-    right_window,
-    bias_width,
-    bias_stride,
-    CAUSAL: tl.constexpr,
-):
-    """Softcap, ALiBi, query bias and visibility; invisible scores become -inf. Returns (scores, visible)."""
-    if rules.softcap is not None:
-        # c * tanh(s / c) as c * (1 - 2 / (exp(2 s / c) + 1)), which no large score can overflow.
-        grown = tl.exp2(scores * rules.two_over_softcap * LOG2_E)
-        scores = rules.softcap * (1.0 - 2.0 / (grown + 1.0))
+def visible_keys(
+    keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL: tl.constexpr
+):  # fmt: skip
+    """[BLOCK_M, BLOCK_N]: which row sees which key, before any query bias."""
     distance = keys[None, :] - positions[:, None]
-    if rules.alibi_slopes is not None:
-        slopes = tl.load(rules.alibi_slopes + heads, mask=row_mask, other=0.0)
-        scores += slopes[:, None] * distance.to(tl.float32)
     visible = readable[None, :] & row_mask[:, None]
     if CAUSAL:
         visible = visible & (distance <= 0)
@@ -99,22 +79,61 @@ def transform_scores(
         visible = visible & (distance <= right_window)
     if sliding_window is not None:
         visible = visible & (distance > -sliding_window)
-    if rules.query_bias is not None:
-        new_keys = keys - context
-        biased = visible & ((new_keys >= 0) & (new_keys < bias_width))[None, :]
-        place = rows.to(tl.int64)[:, None] * bias_stride + new_keys[None, :]
-        bias = tl.load(rules.query_bias + place, mask=biased, other=0.0)
-        scores += bias
-        visible = visible & (bias > float("-inf"))
-    return tl.where(visible, scores, float("-inf")), visible
+    return visible
+
+
+@triton.jit
+def load_bias(rules, rows, new_keys, visible, bias_width, bias_stride):
+    """The query bias [BLOCK_M, BLOCK_N] of keys numbered from the request's first new one; 0 outside of its width."""
+    mask = visible & ((new_keys >= 0) & (new_keys < bias_width))[None, :]
+    place = rows.to(tl.int64)[:, None] * bias_stride + new_keys[None, :]
+    return tl.load(rules.query_bias + place, mask=mask, other=0.0)
+
+
+@triton.jit
+def tanh(x):
+    """To a relative error of 28 units of 2^-24 anywhere, so that a large softcap costs no accuracy.
+
+    From a quarter on by 1 - 2 / (exp(2|x|) + 1), which no large |x| can overflow but which cancels for a small one;
+    below by the series x - x^3/3 + 2x^5/15 - 17x^7/315 + 62x^9/2835, whose next term is under 2^-26 of x there.
+    """
+    size = tl.abs(x)
+    by_exp = 1.0 - 2.0 / (tl.exp2(2.0 * size * LOG2_E) + 1.0)
+    square = x * x
+    series = 1.0 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835))))
+    return tl.where(size < 0.25, x * series, tl.where(x < 0.0, -by_exp, by_exp))
+
+
+@triton.jit
+def shape_scores(scores, keys, positions, heads, row_mask, rules):
+    """Softcap, then ALiBi."""
+    if rules.softcap is not None:
+        scores = rules.softcap * tanh(scores * rules.one_over_softcap)
+    if rules.alibi_slopes is not None:
+        slopes = tl.load(rules.alibi_slopes + heads, mask=row_mask, other=0.0)
+        distance = keys[None, :] - positions[:, None]
+        scores += slopes[:, None] * distance.to(tl.float32)
+    return scores
+
+
+@triton.jit
+def finite_maximum(maximum):
+    """A running maximum that may be subtracted: for -inf, nothing seen yet, any number makes all weights 0."""
+    return tl.where(maximum == float("-inf"), 0.0, maximum)
+
+
+@triton.jit
+def weight_of(logit, maximum):
+    """exp(logit - maximum) with the infinities meant: -inf weighs nothing, +inf as its own maximum weighs 1."""
+    stand_in = finite_maximum(maximum)
+    return tl.exp2(tl.where(logit == stand_in, 0.0, logit - stand_in) * LOG2_E)
 
 
 @triton.jit
 def update_softmax(scores, maximum, total):
     """One step of the online softmax: (weights, factor for what was summed before, new maximum, new total)."""
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
-    # A row that has seen no key yet has the maximum -inf; any finite stand-in makes its weights 0.
-    stand_in = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
+    stand_in = finite_maximum(new_maximum)
     weights = tl.exp2((scores - stand_in[:, None]) * LOG2_E)
     rescale = tl.exp2((maximum - stand_in) * LOG2_E)
     return weights, rescale, new_maximum, total * rescale + tl.sum(weights, 1)
@@ -124,16 +143,20 @@ def update_softmax(scores, maximum, total):
 def join_sink(maximum, total, sink):
     """Let the sink's logit into the denominator: (factor for the values, maximum, total)."""
     new_maximum = tl.maximum(maximum, sink)
-    stand_in = tl.where(new_maximum == float("-inf"), 0.0, new_maximum)
-    rescale = tl.exp2((maximum - stand_in) * LOG2_E)
-    # The difference of equal infinities is NaN, and equal means a weight of 1, except -inf, which means none.
-    weight = tl.exp2(tl.where(sink == stand_in, 0.0, sink - stand_in) * LOG2_E)
-    return rescale, new_maximum, total * rescale + weight
+    rescale = tl.exp2((maximum - finite_maximum(new_maximum)) * LOG2_E)
+    return rescale, new_maximum, total * rescale + weight_of(sink, new_maximum)
 
 
 @triton.jit
 def log_sum(maximum, total):
-    return tl.where(total > 0.0, maximum + tl.log(total), float("-inf"))
+    # A NaN is no empty row: it must not pass for one in a merge.
+    return tl.where(total == 0.0, float("-inf"), maximum + tl.log(total))
+
+
+@triton.jit
+def saturate(x):
+    """Into the range of float8_e4m3fn. By comparisons, which a NaN passes: the hardware's min and max would drop it."""
+    return tl.where(x > FLOAT8_MAX, FLOAT8_MAX, tl.where(x < -FLOAT8_MAX, -FLOAT8_MAX, x))
 
 
 @triton.jit
@@ -144,7 +167,7 @@ def store_out(outputs, scales, out, rows, heads, kv_head, mask, SIZE: tl.constex
     if outputs.out.dtype.element_ty == tl.float8e4nv:
         if scales.out is not None:
             out = tl.div_rn(out, tl.load(scales.out + kv_head * scales.out_stride))
-        out = tl.minimum(tl.maximum(out, -FLOAT8_MAX), FLOAT8_MAX)
+        out = saturate(out)
     dims = tl.arange(0, BLOCK)
     place = rows.to(tl.int64) * outputs.stride_token + heads.to(tl.int64) * outputs.stride_head
     pointers = outputs.out + place[:, None] + dims[None, :]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from typing import Any
 
 from ..candidate import Candidate
 
 TARGETS = "ours, reference, mutant:NAME, or module:attribute for a Candidate of your own"
+
+_MARK = "pageproof_target"  # the attribute under which a candidate keeps what it was found by
 
 
 def find(target: str) -> Candidate:
@@ -16,6 +19,18 @@ def find(target: str) -> Candidate:
     `module:attribute` may be a Candidate, or a class or function that makes one when called without arguments.
     Implementations are imported when they are asked for: kernels are not needed to judge something else.
     """
+    candidate = _find(target)
+    with contextlib.suppress(AttributeError, TypeError):  # of a class that takes no more attributes
+        setattr(candidate, _MARK, target)
+    return candidate
+
+
+def target_of(candidate: Candidate) -> str:
+    """What `find` found this candidate by; "" if it did not come from there."""
+    return str(getattr(candidate, _MARK, ""))
+
+
+def _find(target: str) -> Candidate:
     kind, _, rest = target.partition(":")
     if target == "ours":
         from .ours import Ours

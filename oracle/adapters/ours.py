@@ -54,6 +54,7 @@ class Ours:
             u_value=u_sum,
             key_dtype=arithmetic if is_decompressed else "",
             value_dtype=arithmetic if is_decompressed else "",
+            tanh="series",
             tile_keys=min(tile.block_n for tile in tiles),
             split_keys=tuning.plan_limits().split_base,
         )

@@ -17,7 +17,8 @@ from ...reference.merge import merge_states
 from ...reference.mla import decompress, latent_rows, mla_attention_rows
 from ...reference.problem import FLOAT8, Scales
 from ..candidate import NumericContract
-from .formats import FLOAT8_LARGEST, TF32, U, format_of
+from ..formats import FLOAT8_LARGEST
+from .formats import TF32, U, format_of
 from .merge import merge_bounds
 from .rows import row_bounds
 from .scores import Operands, sum_steps
@@ -44,7 +45,7 @@ class Expected:
 
 @torch.no_grad()
 def evaluate(problem: Problem, contract: NumericContract) -> Expected:
-    """The reference in float64, once, and ORACLE's hard bounds from the same intermediate values.
+    """The reference in float64, once, and the hard bounds of docs/bound.md from the same intermediate values.
 
     For the cache updates, `problem.pristine` (the pools as they were before the candidate ran) is brought up
     to date in place: writing the same rows twice changes nothing.
@@ -143,7 +144,8 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
     """Keys and values are computed here, k_nope = W_UK c and v = W_UV c: their errors join the operands'.
 
     A sum of C = kv_lora_rank products moves k_nope by at most ((1 + u)^(1.1 C + 2) - 1) * |W_UK| |c|, and a latent
-    that is dequantised and then rounded moves it by one roundoff of key_dtype more of the same. What rounds the
+    that is dequantised and then rounded moves it by one roundoff of key_dtype more of the same. The latent's scale
+    may be multiplied into every projected row, as our kernel does, and costs a rounding there. What rounds the
     finished k and v (key_dtype, value_dtype) is counted with the errors of every other kernel that rounds them.
     """
     q_nope, q_pe, latent_cache = (arguments[name] for name in ("q_nope", "q_pe", "latent_cache"))
@@ -153,8 +155,9 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
     scaled = _count(scales.k)
     is_float8 = latent_cache.dtype == FLOAT8
     terms = sum_steps(w_uk.shape[2])
-    key_relative = math.expm1(terms * contract.u_score) + _roundoff(contract.key_dtype, is_float8) + 2 * U * scaled
-    value_relative = math.expm1(terms * contract.u_value) + _roundoff(contract.value_dtype, is_float8)
+    scaling = 2 * U * scaled
+    key_relative = math.expm1(terms * contract.u_score) + _roundoff(contract.key_dtype, is_float8) + scaling
+    value_relative = math.expm1(terms * contract.u_value) + _roundoff(contract.value_dtype, is_float8) + scaling
     if contract.tf32:
         key_relative, value_relative = (relative + 2 * TF32 + TF32**2 for relative in (key_relative, value_relative))
     rope = q_pe.shape[2]
@@ -172,7 +175,9 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
 
 
 def _roundoff(dtype: str, is_rounded: bool) -> float:
-    return format_of(dtype).roundoff if dtype and is_rounded else 0.0
+    """Of one rounding, and its product with the sums' much smaller errors."""
+    roundoff = format_of(dtype).roundoff if dtype and is_rounded else 0.0
+    return roundoff * (1 + roundoff)
 
 
 def _count(*scales: Tensor | None) -> int:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..formats import name_of
+
 # One correctly rounded float32 operation: relative error.
 U = 2.0**-24
 
@@ -34,15 +36,12 @@ _FORMATS = {
     "float8_e4m3fn": Format(2.0**-4, 2.0**-10, float("inf")),  # every store saturates at FLOAT8_LARGEST
 }
 
-FLOAT8_LARGEST = 448.0
-
-
 EXACT = Format(0.0, 0.0, float("inf"))  # no rounding at all
 
 
 def format_of(dtype: torch.dtype | str) -> Format:
     """The format of a torch dtype or of its name; a ValueError for one that no kernel here may use."""
-    name = str(dtype).removeprefix("torch.")
+    name = name_of(dtype)
     if name not in _FORMATS:
         raise ValueError(f"dtype: found {name}, expected one of {', '.join(_FORMATS)}")
     return _FORMATS[name]

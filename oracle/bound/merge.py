@@ -1,4 +1,4 @@
-"""The hard bound of merge_states, and its exact answer in the same arithmetic."""
+"""The hard bound of merge_states, derived from its own roundings."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from ..candidate import NumericContract
 from .formats import EXACT, TF32, U, format_of
 
 TANH_APPROX = 2.0**-11  # relative error of tanh.approx.f32
-TANH_KINDS = ("libm", "exp", "approx")
+TANH_KINDS = ("libm", "exp", "series", "approx")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def score_errors(
 ) -> tuple[Tensor, Tensor]:
     """(e_j [G, Hkv, g, T, L], e_sink [G, Hkv, g, T]), float64; 0 where there is no key, no sink.
 
-    Formula 1.2 of docs/bound.md. The exponents of an online softmax telescope, (s-m1)+(m1-m2)+..., and all
+    docs/bound.md, "Logits". The exponents of an online softmax telescope, (s-m1)+(m1-m2)+..., and all
     have one sign, so their argument errors sum to a multiple of u*(M-s); the running maximum itself is
     exact and cancels.
     """
@@ -127,6 +127,9 @@ def _softcap_error(error: Tensor, x: Tensor, y: Tensor, softcap: float, contract
     if contract.tanh == "exp":
         argument = 4 * U * x.abs().clamp(max=40 * softcap) * slope
         return error + softcap * (4 * U + 1.5 * contract.exp_error) + 4 * U * y.abs() + argument
+    if contract.tanh == "series":
+        argument = 4 * U * x.abs().clamp(max=40 * softcap) * slope
+        return error + (16 * U + 3 * contract.exp_error) * y.abs() + argument
     if contract.tanh == "approx":
         return error + (TANH_APPROX + 4 * U) * y.abs()
     raise ValueError(f"contract.tanh: found {contract.tanh!r}, expected one of {', '.join(TANH_KINDS)}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .poison import INTEGERS
+from ..formats import INTEGERS
 
 
 def extent(shape: Sequence[int], strides: Sequence[int]) -> int:

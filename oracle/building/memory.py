@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..case import Case
+from ..formats import INTEGERS, torch_dtype
 from .guards import Watch, extent
-from .poison import INTEGERS, fill_pool_, guard_bits
+from .poison import fill_pool_, guard_bits
 
 BAND_BYTES = 8192
 _FAR = 2**31
@@ -172,7 +173,7 @@ class Pack:
         memory = torch.from_numpy(host).to(device, non_blocking=True)  # staged at once, so `host` may go
         views = {}
         for name, (start, values) in self._parts.items():
-            dtype = getattr(torch, str(values.dtype))
+            dtype = torch_dtype(str(values.dtype))
             words = memory[start : start + values.nbytes // 4]
             views[name] = words.view(dtype).view(values.shape)
         return memory, views

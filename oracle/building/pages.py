@@ -99,13 +99,11 @@ def readable_keys(case: Case, pages: Pages, hidden: Bools | None) -> Bools:
     return readable
 
 
-def poison_table(case: Case, pages: Pages) -> NDArray[np.int32]:
+def poison_table(case: Case, pages: Pages, readable: Bools) -> NDArray[np.int32]:
     """The table with garbage in every entry through which no key may be read: huge, negative, or another's page."""
-    width = pages.block_table.shape[1]
-    columns = np.arange(width)
-    behind_windows = columns < (first_readable(case) // case.spec.block_size)[:, None]
-    with_rows = (np.array(case.batch.query_lens, dtype=np.int64) > 0)[:, None]
-    unused = (columns >= pages.used_blocks[:, None]) | (behind_windows & with_rows)
+    unused = np.ones(pages.block_table.shape, dtype=bool)
+    columns = pages.index_of_key // case.spec.block_size
+    unused[pages.request_of_key[readable], columns[readable]] = False
     drawn = host_hashes(case.seed, "unused entries", pages.block_table.size).reshape(pages.block_table.shape)
     others = (drawn >> np.uint32(8)) % np.uint32(pages.num_blocks)
     kinds = [np.full(drawn.shape, HUGE_PAGE), np.full(drawn.shape, -1), -1 - others.astype(np.int64), others]

@@ -39,6 +39,8 @@ CASES: dict[str, Case] = {
     **{f"extreme {seed}": _case("extreme", seed, dtype="float16", head_size=16) for seed in (100, 101, 102, 103, 104)},
     **{f"extreme {seed}": _case("extreme", seed, head_size=16) for seed in (105, 107, 109, 116)},
     "merge": _case("extreme", 11, operation="merge_states", dtype="float16", head_size=16),
+    "one hot update": _case("one_hot", 14, operation="update_kv_cache", dtype="float16", odd_strides=True),
+    "one hot merge": _case("one_hot", 15, operation="merge_states", head_size=16),
 }
 
 DIGESTS: dict[str, str] = {
@@ -63,6 +65,8 @@ DIGESTS: dict[str, str] = {
     "extreme 109": "b4b2c5fa2b3a52ad",
     "extreme 116": "77a6d402142afa18",
     "merge": "4a864b08dcad35ce",
+    "one hot update": "f7507a3471e551a4",
+    "one hot merge": "4feb8c605016cf50",
 }
 
 

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..case import Case
+from ..formats import INTEGERS
 from .pages import Bools, Ints, Pages
-
-INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size
 
 _SENTINELS = {
     torch.float64: 0x7FF8A5A55A5AA5A5,
@@ -34,8 +33,8 @@ _SENTINELS = {
     torch.float8_e4m3fn: 0xFF,
 }
 _FINITE = 3e4  # where NaN is not asked for: large enough to be seen in any sum
-_FLOAT8_NAN = 0x7F
-_FLOAT8_LARGEST = 0x7E
+_FLOAT8_NAN_BITS = 0x7F
+_FLOAT8_LARGEST_BITS = 0x7E
 _FINITE_GUARD = 0x2A  # every byte of a guard band without tier d: a small number in any format
 
 UNOWNED, TAIL, HIDDEN, READABLE = range(4)
@@ -66,7 +65,7 @@ def slot_bits(case: Case, slot_class: int, dtype: torch.dtype) -> int:
     """What an element of a slot that may not be read holds, as the integer of the dtype's size."""
     nan = _TIER_OF_CLASS[slot_class] in case.poison
     if dtype == torch.float8_e4m3fn:
-        return _FLOAT8_NAN if nan and "e" in case.poison else _FLOAT8_LARGEST
+        return _FLOAT8_NAN_BITS if nan and "e" in case.poison else _FLOAT8_LARGEST_BITS
     if nan:
         return -1
     return int(torch.tensor(_FINITE, dtype=dtype).view(INTEGERS[dtype.itemsize]))
@@ -76,8 +75,8 @@ def fill_pool_(memory: Tensor, case: Case, dtype: torch.dtype) -> None:
     """Fill a pool's integers, of any shape and strides, as the slots of pages that nobody owns."""
     bits = slot_bits(case, UNOWNED, dtype)
     memory.fill_(bits)
-    if dtype == torch.float8_e4m3fn and bits == _FLOAT8_NAN:
-        memory[..., 1::2].fill_(_FLOAT8_LARGEST)
+    if dtype == torch.float8_e4m3fn and bits == _FLOAT8_NAN_BITS:
+        memory[..., 1::2].fill_(_FLOAT8_LARGEST_BITS)
 
 
 @dataclass(frozen=True)

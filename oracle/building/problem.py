@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ...reference.problem import Scales
 from ..case import Case
+from ..formats import FLOAT8_LARGEST
 from .guards import Guards
 from .hashing import Terms, hashed, host_choice, index_terms, normals, split
 from .memory import Pack
 from .pages import Ints
 from .rule_values import scales
-
-FLOAT8_LARGEST = 448.0
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,6 @@ class Draws:
     def _apart(self, flat: Tensor, terms: list[Terms]) -> dict[str, Tensor]:
         parts = split(flat, terms)
         return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""The small numbers of a case, made on the host: scale, slopes, sinks, query bias, float8 scales."""
+"""The small numbers of a case, made on the host: softmax scale, ALiBi slopes, sinks, float8 scales."""
 
 from __future__ import annotations
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from ...reference.problem import Batch, Rules
 from ..case import ATTENTION_OPERATIONS, Case, Spec
+from ..formats import INTEGERS, torch_dtype
 from . import recipes
 from .guards import Guards, Watch
 from .memory import Pack, Pools, place, place_pools, row_layout
 from .pages import Ints, Pages, lay_out, poison_table, readable_keys
-from .poison import INTEGERS, READABLE, Slots, classify, sentinel_bits, slot_bits
-from .problem import Draws, Problem, add_scales, narrowed, scales_of, torch_dtype
+from .poison import READABLE, Slots, classify, sentinel_bits, slot_bits
+from .problem import Draws, Problem, add_scales, narrowed, scales_of
 from .query_bias import BiasPlan, make_bias, plan_bias
 from .rule_values import alibi_slopes, sinks, softmax_scale
 from .writes import build_merge, build_update
@@ -40,10 +41,12 @@ def build(case: Case, device: torch.device | str = "cpu") -> Problem:
 
 def _build_attention(case: Case, device: torch.device) -> Problem:
     pages, bias = lay_out(case), plan_bias(case)
-    slots = classify(case, pages, readable_keys(case, pages, bias.hidden if bias else None))
+    readable = readable_keys(case, pages, bias.hidden if bias else None)
+    slots = classify(case, pages, readable)
     pack = Pack(case)
     draws = Draws(case, pack)
-    _pack_batch(case, pages, slots, pack)
+    _pack_batch(case, slots, pack)
+    pack.add("block_table", poison_table(case, pages, readable) if "a" in case.poison else pages.block_table)
     _pack_rules(case, bias, pack)
     add_scales(case, pack)
     for name, (rows, shape) in _drawn_tensors(case, slots).items():
@@ -70,11 +73,10 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
     return Problem(case, arguments, outputs, Guards.over(watches))
 
 
-def _pack_batch(case: Case, pages: Pages, slots: Slots, pack: Pack) -> None:
+def _pack_batch(case: Case, slots: Slots, pack: Pack) -> None:
     starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(case.batch.query_lens, dtype=np.int64)))
     pack.add("cu_seqlens_q", starts.astype(np.int32))
     pack.add("seq_lens", np.array(case.batch.seq_lens, dtype=np.int32))
-    pack.add("block_table", poison_table(case, pages) if "a" in case.poison else pages.block_table)
     for slot_class, numbers in {READABLE: slots.written, **slots.repoisoned}.items():
         blocks, offsets = np.divmod(numbers, case.spec.block_size)
         pack.add(f"blocks/{slot_class}", blocks)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..case import Case
+from ..formats import torch_dtype
 from .guards import Guards, Watch
 from .hashing import hashed, host_hashes, index_terms, normals
 from .memory import Pack, place, place_pools, row_layout
 from .pages import Pages, lay_out
-from .problem import Draws, Problem, add_scales, scales_of, torch_dtype
+from .problem import Draws, Problem, add_scales, scales_of
 
 _SKIPS = np.array([-1, -1, -2, -(2**31), -(2**40)], dtype=np.int64)
 
@@ -86,7 +87,7 @@ def build_merge(case: Case, device: torch.device) -> Problem:
     blank = torch.nan if "c" in case.poison else 3e4  # what an empty part holds does not matter
     for part in ("a", "b"):
         # In the format it keeps: the bits of a NaN that is cast differ between a CPU and a GPU.
-        rows = values[f"out_{part}"].to(getattr(torch, case.spec.dtype))
+        rows = values[f"out_{part}"].to(torch_dtype(case.spec.dtype))
         values[f"out_{part}"] = rows.masked_fill_((values[f"lse_{part}"] == -torch.inf)[..., None], blank)
     arguments, watches = _place_rows(case, values, shape[0], device)
     return Problem(case, arguments, {}, Guards.over(watches))

@@ -9,16 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import chain, count
 
 from ..environment import Unusable
 from ..verdict import Outcome, Verdict
 from .findings import Failure
-from .lengths import COMPILED, INTERPRETED
+from .lengths import sizes_for
 from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
 from .pairs import MODEL, feasible_pairs
 from .pool import START_SECONDS, Handle, Pool
-from .sampler import Group, random_group, row_group
+from .sampler import Group
 from .summary import Options, Summary
 
 TICK_SECONDS = 0.25
@@ -31,7 +30,7 @@ class Controller:
 
     def __init__(self, options: Options, summary: Summary, setups: list[Setup]) -> None:
         self.options, self.summary = options, summary
-        self.sizes = COMPILED if summary.device == "cuda" else INTERPRETED
+        self.sizes = sizes_for(summary.device)
         self.started = time.monotonic()
         self.stop_at = float("inf") if options.given else self.started + options.seconds
         self.left = options.cases  # cases that may still be handed out; None: any number
@@ -102,6 +101,7 @@ class Controller:
         if isinstance(message, Ready):
             handle.ready = True
             self.summary.notes = self.summary.notes or message.notes
+            self.summary.candidate = message.candidate
         elif isinstance(message, Refused):
             raise Unusable(message.reason)
         elif isinstance(message, Planned):
@@ -111,11 +111,10 @@ class Controller:
             self._add(handle, message)
 
     def _follow(self, message: Planned) -> None:
-        plan, seed, sizes = message.plan, self.options.seed, self.sizes
+        plan = message.plan
         self.summary.rows, self.summary.banned = len(plan.rows), plan.banned
         self.summary.feasible = frozenset(feasible_pairs(MODEL, plan.rows))
-        rows = (row_group(seed, index, row, sizes) for index, row in enumerate(plan.rows))
-        self.groups = chain(rows, (random_group(seed, index, sizes) for index in count()))
+        self.groups = plan.groups(self.options.seed, self.sizes)
 
     def _add(self, handle: Handle, report: Report) -> None:
         self.fruitless = 0
@@ -150,7 +149,8 @@ class Controller:
             self._resume(handle, frozenset())
         else:
             outcome = Outcome.TIMED_OUT if handle.overdue else Outcome.CRASHED
-            self._count_dead(Verdict(outcome=outcome, case=case, candidate=self.options.target, reason=death))
+            name, target = self.summary.candidate, self.options.target
+            self._count_dead(Verdict(outcome=outcome, case=case, candidate=name, target=target, reason=death))
             self._resume(handle, frozenset({int(handle.clock[1])}))
         if handle is self.planner:
             self.planner = None

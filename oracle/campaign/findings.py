@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..case import Case
-from ..verdict import FAILURES, Verdict
+from ..verdict import FAILURES, Verdict, replay_command
 from .parameters import BY_NAME
 from .traits import traits
 
@@ -16,8 +16,6 @@ Kind = tuple[str, str, str]  # operation, outcome, outputs that are wrong
 Signature = tuple[Kind, frozenset[str]]  # a kind and the features that are on
 
 _SPOKEN = {"causal": "non-causal", "kv_dtype": "float8 kv", "q_dtype": "float8 q", "out_dtype": "float8 out"}
-
-REPLAY = "python -m pageproof.oracle replay"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +63,14 @@ class Finding:
     count: int = 1
     path: Path | None = None
 
-    def line(self) -> str:
+    def line(self, target: str) -> str:
         """What, with which features, how often, and the command that shows it again."""
         operation, outcome, outputs = self.failure.kind
         features = ", ".join(sorted(self.failure.features)) or "no feature on"
         where = f" in {outputs}" if outputs else ""
         times = f", {self.count:,} cases" if self.count > 1 else ""
-        return f"{operation} {outcome}{where} ({features}{times})\n  {REPLAY} {self.path or self.failure.name}"
+        command = replay_command(str(self.path or self.failure.name), target)
+        return f"{operation} {outcome}{where} ({features}{times})\n  {command}"
 
 
 def features_on(case: Case) -> frozenset[str]:

@@ -75,6 +75,11 @@ COMPILED = Sizes(
 )
 
 
+def sizes_for(device: str) -> Sizes:
+    """Of cases on this device, "cuda:1" included: on a CPU the kernels are interpreted."""
+    return COMPILED if device.startswith("cuda") else INTERPRETED
+
+
 def work(spec: Spec, request: Request, sizes: Sizes) -> int:
     """What a request costs: tiles of the interpreter, or scores of the reference."""
     n, length = request

@@ -46,6 +46,7 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
+    candidate: str  # its name
     notes: tuple[str, ...]
 
 

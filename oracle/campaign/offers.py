@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 
 from ..candidate import Candidate
 from .covering import Accepts, covering_array
@@ -12,7 +13,7 @@ from .lengths import Sizes
 from .pairs import Model, Trait
 from .parameters import NOT_APPLICABLE, Row, Value
 from .realise import realise
-from .sampler import random_row
+from .sampler import Group, random_group, random_row, row_group
 
 BASES = 8  # accepted rows in which every value is tried
 DRAWS = 2000  # rows tried for the first of them
@@ -24,6 +25,16 @@ class Plan:
 
     rows: tuple[Row, ...]
     banned: frozenset[Trait]
+
+    @property
+    def model(self) -> Model:
+        """Of random rows: all values but those that the target never accepted."""
+        return Model(extra=True, banned=self.banned)
+
+    def groups(self, seed: int, sizes: Sizes) -> Iterator[Group]:
+        """What a campaign goes through: the rows, then random groups without end."""
+        yield from (row_group(seed, index, row, sizes) for index, row in enumerate(self.rows))
+        yield from (random_group(seed, index, sizes) for index in count())
 
 
 def make_plan(candidate: Candidate, seed: int, sizes: Sizes) -> Plan:

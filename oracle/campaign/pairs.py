@@ -58,6 +58,10 @@ class Model:
             if all(key in row for key in item.scope)
         )
 
+    def is_valid(self, row: Row) -> bool:
+        """Whether a complete row satisfies every constraint."""
+        return all(item.holds(*(row[name] for name in item.scope)) for item in self.constraints)
+
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The parameters but the first, split into groups that no constraint joins once the first is set."""
@@ -118,7 +122,7 @@ def feasible_pairs(model: Model, witnesses: Iterable[Row] = ()) -> set[Pair]:
         found.update(frozenset((a, b)) for i, a in enumerate(traits) for b in traits[:i])
 
     for row in witnesses:
-        if all(item.holds(*(row[key] for key in item.scope)) for item in model.constraints):
+        if model.is_valid(row):
             take(row)
     for pair in all_pairs(model):
         if pair not in found:

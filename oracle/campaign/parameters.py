@@ -150,8 +150,3 @@ def domain(parameter: Parameter, *, extra: bool = False) -> tuple[Value, ...]:
     values = parameter.values + (parameter.extra if extra else ())
     always = parameter.operations == _ALL
     return values if always else (*values, NOT_APPLICABLE)
-
-
-def is_valid(row: Row) -> bool:
-    """Whether a complete row satisfies every constraint."""
-    return all(constraint.holds(*(row[name] for name in constraint.scope)) for constraint in CONSTRAINTS)

@@ -34,8 +34,9 @@ def status(summary: Summary) -> str:
 
 
 def closing(summary: Summary) -> str:
-    """The findings, what was declined, the table of worst ratios, and last the line that counts."""
-    blocks = [_finding_lines(summary), _declined_lines(summary), _ratio_table(summary.tally), closing_line(summary)]
+    """The findings, what was declined or not judged, the table of worst ratios, and last the line that counts."""
+    left_out = _declined_lines(summary), _not_judged_lines(summary.tally)
+    blocks = [_finding_lines(summary), *left_out, _ratio_table(summary.tally), closing_line(summary)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -49,8 +50,10 @@ def closing_line(summary: Summary) -> str:
         _pairs(summary),
         _worst(tally),
     ]
-    if summary.tally.declined:
+    if tally.declined:
         parts.append(f"{sum(tally.declined.values()):,} more declined")
+    if tally.not_judged:
+        parts.append(f"{sum(tally.not_judged.values()):,} more not judged")
     if summary.abandoned:
         parts.append(f"{summary.abandoned:,} groups left after repeated deaths of workers")
     return "; ".join(parts) + (" (interrupted)" if summary.interrupted else "")
@@ -74,7 +77,7 @@ def _worst(tally: Tally) -> str:
 def _finding_lines(summary: Summary) -> str:
     ordered = sorted(summary.findings, key=lambda finding: finding.failure.size)
     target = summary.options.target
-    lines = [finding.line() + (f" --target {target}" if target != "ours" else "") for finding in ordered]
+    lines = [finding.line(target) for finding in ordered]
     more = [f"... and {len(lines) - SHOWN_FINDINGS:,} more in {summary.options.findings}"]
     return "\n".join(lines[:SHOWN_FINDINGS] + more * (len(lines) > SHOWN_FINDINGS))
 
@@ -88,6 +91,10 @@ def _declined_lines(summary: Summary) -> str:
         names = ", ".join(sorted(f"{name}={value}" for name, value in summary.banned))
         lines.append(f"never accepted, and so left out: {names}")
     return "\n".join(lines)
+
+
+def _not_judged_lines(tally: Tally) -> str:
+    return "\n".join(f"not judged: {count:,} x {reason}" for reason, count in tally.not_judged.most_common())
 
 
 def _ratio_table(tally: Tally) -> str:
@@ -130,6 +137,7 @@ def _body(summary: Summary) -> dict[str, Any]:
         "pairs": {"covered": summary.pairs_covered, "feasible": len(summary.feasible), "rows": summary.rows},
         "never_accepted": sorted([name, value] for name, value in map(_texts, summary.banned)),
         "declined": dict(tally.declined.most_common()),
+        "not_judged": dict(tally.not_judged.most_common()),
         "abandoned_groups": summary.abandoned,
         "features": _features(tally),
         "worst": [

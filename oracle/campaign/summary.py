@@ -38,6 +38,7 @@ class Summary:
     device: str
     workers: int
     versions: dict[str, str]
+    candidate: str = ""  # the target's name for itself, once a worker has said it
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)

@@ -16,11 +16,12 @@ Label = tuple[str, str]  # number formats, output
 
 @dataclass
 class Tally:
-    """Counts over judged cases. A declined case was not judged: only its reason is counted."""
+    """Counts over judged cases. A case that was declined, or could not be judged, counts by its reason only."""
 
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     declined: Counter[str] = field(default_factory=Counter)  # reason -> cases
+    not_judged: Counter[str] = field(default_factory=Counter)  # reason -> cases
     features: Counter[Trait] = field(default_factory=Counter)
     pairs: PairCounter = field(default_factory=PairCounter)
     keys: set[Spec] = field(default_factory=set)  # compile keys
@@ -31,6 +32,9 @@ class Tally:
     def add(self, verdict: Verdict, model: Model) -> None:
         if verdict.outcome is Outcome.DECLINED:
             self.declined[verdict.reason] += 1
+            return
+        if verdict.outcome is Outcome.NOT_JUDGED:
+            self.not_judged[verdict.reason] += 1
             return
         case = verdict.case
         found = traits(case)
@@ -47,7 +51,7 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         self.cases += other.cases
-        for name in ("outcomes", "declined", "features", "tokens", "visible"):
+        for name in ("outcomes", "declined", "not_judged", "features", "tokens", "visible"):
             getattr(self, name).update(getattr(other, name))
         self.pairs.merge(other.pairs)
         self.keys |= other.keys

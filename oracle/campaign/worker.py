@@ -14,18 +14,20 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
 from ..adapters import find
+from ..building import pinned
 from ..candidate import Candidate
 from ..case import Case
-from ..environment import describe_device
+from ..environment import Unusable, describe_device
 from ..verdict import Outcome, Verdict
 from .findings import Failure, Findings
-from .lengths import COMPILED, INTERPRETED, Sizes
+from .lengths import sizes_for
 from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
 from .offers import make_plan
 from .pairs import MODEL, Model
@@ -45,7 +47,7 @@ def main(connection: Connection, setup: Setup, clock: Any) -> None:
     torch.set_num_threads(1)
     try:
         worker = _Worker(connection, setup, clock)
-        connection.send(Ready(notes=worker.notes()))
+        connection.send(Ready(candidate=worker.candidate.name, notes=worker.notes()))
     except Exception as error:
         connection.send(Refused(reason=f"{type(error).__name__}: {error}"))
         return
@@ -66,6 +68,12 @@ def _ran_out_of_memory(reason: str) -> bool:
     return "OutOfMemoryError" in reason or "Triton Error [CUDA]: out of memory" in reason
 
 
+def refuse_drift(device: str) -> None:
+    """Unusable where cases have other bits than elsewhere: what is found there would replay nowhere else."""
+    if (drift := pinned.drift(device)) is not None:
+        raise Unusable(f"cases are not the same here as everywhere: {drift}")
+
+
 def load_judge(path: str) -> Judge:
     module, _, name = path.partition(":")
     judge: Judge = getattr(importlib.import_module(module, __package__), name)
@@ -78,13 +86,17 @@ class _Worker:
         self.device = torch.device(setup.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        refuse_drift(setup.device)
         self.candidate = find(setup.target)
         self.judge = load_judge(setup.judge)
-        self.sizes: Sizes = COMPILED if self.device.type == "cuda" else INTERPRETED
+        self.sizes = sizes_for(setup.device)
         self.known = Findings()
 
     def notes(self) -> tuple[str, ...]:
-        """Lines about the device, and what the candidate says of where it runs."""
+        """Lines about the device, and what the candidate says of where it runs.
+
+        A candidate may have a method `notes() -> list[str]`; its lines are printed when a campaign starts.
+        """
         notes = getattr(self.candidate, "notes", list)
         return (describe_device(self.device), *notes())
 
@@ -152,25 +164,28 @@ class _Worker:
         self.clock[0] = time.monotonic()
 
     def _verdict(self, case: Case) -> Verdict:
-        for attempt in range(2):
+        """The judge's, asked once more where there was no device memory; then nothing is known of the case."""
+        for _ in range(2):
             try:
-                verdict = self.judge(case, self.candidate, self.device)
+                verdict, whose = self.judge(case, self.candidate, self.device), "the candidate"
             except torch.OutOfMemoryError as error:
-                verdict = self._crash(case, error)
+                verdict, whose = self._crash(case, error), "the oracle"
             except Exception as error:
                 return self._crash(case, error)
             if not (verdict.outcome is Outcome.CRASHED and _ran_out_of_memory(verdict.reason)):
-                return verdict
-            if attempt == 0:
-                torch.cuda.empty_cache()
-        return Verdict(outcome=Outcome.DECLINED, case=case, candidate=self.candidate.name, reason=OUT_OF_MEMORY)
+                return replace(verdict, target=self.setup.target)
+            torch.cuda.empty_cache()
+        return self._say(Outcome.NOT_JUDGED, case, f"{OUT_OF_MEMORY} ({whose}'s request)")
 
     def _crash(self, case: Case, error: Exception) -> Verdict:
         """An error that left the judge: the oracle's own, unless the device failed after the candidate had run."""
         lines = "".join(traceback.format_exception(error))
         whose = "the device failed" if "CUDA error" in str(error) else ORACLE_FAILED
-        reason = f"{whose}:\n{lines}"
-        return Verdict(outcome=Outcome.CRASHED, case=case, candidate=self.candidate.name, reason=reason)
+        return self._say(Outcome.CRASHED, case, f"{whose}:\n{lines}")
+
+    def _say(self, outcome: Outcome, case: Case, reason: str) -> Verdict:
+        name, target = self.candidate.name, self.setup.target
+        return Verdict(outcome=outcome, case=case, candidate=name, target=target, reason=reason)
 
     def _device_is_lost(self) -> bool:
         """Whether CUDA no longer works in this process; an illegal access is for good."""

@@ -20,8 +20,13 @@ def run(candidate: Candidate, problem: Problem) -> dict[str, Tensor]:
     Scratch that the candidate takes from torch.empty holds NaN (integers their largest value). What the
     candidate raises comes through.
     """
+    memory = {name: tensor.data_ptr() for name, tensor in problem.outputs.items()}
     with unzeroed_allocations():
-        returned = candidate.call(problem.case.spec.operation, problem.arguments)
+        # A dict of its own: what a candidate does to it must not reach what the answer is made from.
+        returned = candidate.call(problem.case.spec.operation, dict(problem.arguments))
+    for name, tensor in problem.outputs.items():
+        if tensor.data_ptr() != memory[name]:
+            raise RuntimeError(f"{name}: found other memory put under the tensor, expected it to be written in place")
     for device in {tensor.device for tensor in _tensors(problem) if tensor.is_cuda}:
         torch.cuda.synchronize(device)
     if problem.outputs:

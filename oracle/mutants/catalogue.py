@@ -80,7 +80,7 @@ MUTANTS = (
         "alibi_from_the_context",
         "kernels/tiles.py",
         "scores += slopes[:, None] * distance.to(tl.float32)",
-        "scores += slopes[:, None] * (keys - context)[None, :].to(tl.float32)",
+        "scores += slopes[:, None] * (keys - tl.min(positions, 0))[None, :].to(tl.float32)",
         "ALiBi measured from the first new token: wrong beside a sink (vLLM 0.33's linear ALiBi)",
     ),
     Mutant(
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     Mutant(
         "padding_rows_left",
-        "kernels/merge.py",
+        "kernels/padding.py",
         "num_items = tl.maximum(num_tokens - first_row, 0) * NUM_QUERY_HEADS",
         "num_items = tl.maximum(num_tokens - first_row - 1, 0) * NUM_QUERY_HEADS",
         "the bucket's last row keeps what the last step left there (vLLM #37442)",
@@ -100,8 +100,8 @@ MUTANTS = (
     Mutant(
         "hidden_key_poisons",
         "kernels/attend.py",
-        "        if rules.query_bias is not None:\n            # A key",
-        "        if False:\n            # A key",
+        "            readable = readable & (tl.max(visible.to(tl.int32), 0) > 0)\n",
+        "",
         "a masked key's NaN value meets a weight of 0: 0 * NaN (vLLM #30887)",
     ),
     Mutant(

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count, islice
+from itertools import islice
 from multiprocessing.connection import Connection
 
 import torch
 
-from ..campaign.lengths import COMPILED, INTERPRETED, Sizes
+from ..campaign.lengths import sizes_for
 from ..campaign.offers import make_plan
-from ..campaign.pairs import Model
-from ..campaign.sampler import random_group, row_group
+from ..campaign.pool import START_SECONDS, STOP_SECONDS
+from ..campaign.summary import Options
 from ..candidate import Candidate
 from ..case import Case
+from ..environment import Unusable
 from ..judging import judge
+from ..verdict import Outcome
 from .loading import candidate
+
+CASE_SECONDS = Options.case_seconds  # as for `fuzz`
 
 
 @dataclass(frozen=True)
@@ -43,36 +46,56 @@ def hunt(name: str, *, seed: int, limit: int, device: str) -> Iterator[Step]:
 
 
 def hunt_apart(name: str, *, seed: int, limit: int, device: str) -> Step:
-    """How a hunt ended, in a process of its own: a fault may take its process down, which shows it too.
+    """How a hunt ended, in a process of its own: a fault may take its process down or never return, which shows it too.
 
-    A RuntimeError if the process ended before its first case.
+    Unusable if it ended, or did not get there in time, before its first case.
     """
+    return watch(name, report, (name, seed, limit, device))
+
+
+def watch(name: str, hunter: Callable[..., None], arguments: tuple[object, ...], seconds: float = CASE_SECONDS) -> Step:
+    """Start `hunter(sender, *arguments)` and hear its steps; no case may take longer than `seconds`."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sender, name, seed, limit, device))
+    process = context.Process(target=hunter, args=(sender, *arguments), daemon=True)
     process.start()
     sender.close()
-    step = None
-    with contextlib.suppress(EOFError):
-        while step is None or not step.is_over:
-            step = receiver.recv()
-    process.join()
+    try:
+        step, silence = _last_step(receiver, seconds)
+        if silence is Outcome.CRASHED:
+            process.join(STOP_SECONDS)  # for its exit status
+    finally:
+        process.kill()
+        process.join()
     if step is None:
-        raise RuntimeError(f"the hunt for {name} ended before its first case (exit status {process.exitcode})")
-    return step if step.is_over else Step(step.case, "crashed", is_over=True)
+        why = f"exit status {process.exitcode}" if silence is Outcome.CRASHED else f"not within {START_SECONDS:g} s"
+        raise Unusable(f"the hunt for {name} ended before its first case ({why})")
+    return step if step.is_over else Step(step.case, silence.value, is_over=True)
 
 
-def _report(sender: Connection, name: str, seed: int, limit: int, device: str) -> None:
+def _last_step(receiver: Connection, seconds: float) -> tuple[Step | None, Outcome]:
+    """The last one that came, and if that was not the end of the hunt, what the silence after it means."""
+    step = None
+    while step is None or not step.is_over:
+        if not receiver.poll(START_SECONDS if step is None else seconds):
+            return step, Outcome.TIMED_OUT
+        try:
+            step = receiver.recv()
+        except EOFError:
+            return step, Outcome.CRASHED
+    return step, Outcome.CRASHED
+
+
+def report(sender: Connection, name: str, seed: int, limit: int, device: str) -> None:
+    """What the process of a hunt does."""
     torch.set_num_threads(1)
     for step in hunt(name, seed=seed, limit=limit, device=device):
         sender.send(step)
 
 
 def cases(target: Candidate, seed: int, device: str) -> Iterator[Case]:
-    """The cases that `fuzz --seed` gives one worker: the covering array's rows, then random groups without end."""
-    sizes: Sizes = COMPILED if device == "cuda" else INTERPRETED
+    """The cases that `fuzz --seed` gives one worker."""
+    sizes = sizes_for(device)
     plan = make_plan(target, seed, sizes)
-    model = Model(extra=True, banned=plan.banned)
-    rows = (row_group(seed, index, row, sizes) for index, row in enumerate(plan.rows))
-    for group in chain(rows, (random_group(seed, index, sizes) for index in count())):
-        yield from group.cases(model, sizes)
+    for group in plan.groups(seed, sizes):
+        yield from group.cases(plan.model, sizes)
