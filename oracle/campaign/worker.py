@@ -38,7 +38,7 @@ REPORT_SECONDS = 0.5
 DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
 ORACLE_FAILED = "the oracle itself failed"
 OUT_OF_MEMORY = "out of device memory, beside the other workers' cases"
-FAR_PLACES = 4  # workers that may hold a case with far pages at a time
+FAR_PLACES = 2  # workers that may hold a case with far pages at a time
 
 
 def main(connection: Connection, setup: Setup, clock: Any) -> None:
