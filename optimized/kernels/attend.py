@@ -99,7 +99,6 @@ def value_rows(
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """The values [BLOCK_N, BLOCK_V] of the tile whose keys were just scored."""
-    # One return for all branches: Triton 3.6 cannot compile a return inside of each.
     if cache.w_uv is not None:
         place = block * cache.key_stride_block + slot * cache.key_stride_slot
         weights = cache.w_uv + tl.cast(kv_head, tl.int64) * cache.w_uv_stride_head

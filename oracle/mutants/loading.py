@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import shutil
 import sys
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +26,8 @@ def load(mutant: Mutant) -> ModuleType:
     if f"{package}.optimized" in sys.modules:
         return sys.modules[f"{package}.optimized"]
     root = Path(tempfile.mkdtemp(prefix=f"{package}_"))
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    # Unlike atexit, this also runs at the end of a process that multiprocessing started.
+    Finalize(None, shutil.rmtree, args=(root,), kwargs={"ignore_errors": True}, exitpriority=0)
     shutil.copytree(Path(optimized.__file__).parent, root / "optimized", ignore=shutil.ignore_patterns("__pycache__"))
     apply(mutant, root / "optimized")
     namespace = ModuleType(package)
