@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .case import Case
+from .case import DTYPES, FLOAT8, Case
+
+TANH_KINDS = ("libm", "exp", "series", "approx")
+FORMATS = (*DTYPES, FLOAT8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,15 @@ class NumericContract:
     u_partial: float = 2.0**-24  # format of the partial results
     late_sink: bool = True  # the sink joins after the last key rather than as the first running maximum
     cast_denominator: bool = False  # the denominator sums the cast P
+
+    def __post_init__(self) -> None:
+        for name, known in (("p_dtype", FORMATS), ("key_dtype", ("", *FORMATS)), ("value_dtype", ("", *FORMATS))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, expected one of {', '.join(filter(None, known))}"
+                )
+        if self.tanh not in TANH_KINDS:
+            raise ValueError(f"tanh: found {self.tanh!r}, expected one of {', '.join(TANH_KINDS)}")
 
 
 class Candidate(Protocol):

@@ -78,13 +78,13 @@ def _parser() -> argparse.ArgumentParser:
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
     """For argparse: a number of this kind above zero."""
 
-    def read(text: str) -> float:
+    def number(text: str) -> float:
         value = kind(text)
         if not value > 0:
             raise argparse.ArgumentTypeError(f"found {text}, expected more than 0")
         return value
 
-    return read
+    return number
 
 
 def natural(text: str) -> int:
@@ -100,6 +100,10 @@ def _fuzz(arguments: argparse.Namespace) -> int:
     options = Options(**{name: getattr(arguments, name) for name in names})
     if arguments.json is not None and not arguments.json.parent.is_dir():
         return _stop("fuzz", f"--json: there is no folder {arguments.json.parent}", UNUSABLE)
+    if arguments.json is not None and arguments.json.is_dir():
+        return _stop("fuzz", f"--json: found the folder {arguments.json}, expected a file", UNUSABLE)
+    if arguments.findings.exists() and not arguments.findings.is_dir():
+        return _stop("fuzz", f"--findings: found the file {arguments.findings}, expected a folder", UNUSABLE)
     try:
         with progress.make() as watch:
             summary = campaign.run(options, watch)
@@ -125,6 +129,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         verdict = judge(case, arguments.target, device)
     except (Unusable, OSError, ValueError) as error:
         return _stop("replay", error, CANNOT_RUN)
+    except KeyboardInterrupt:
+        return _stop("replay", "interrupted", INTERRUPTED)
     except Exception:
         traceback.print_exc()
         return INTERNAL
@@ -153,7 +159,10 @@ def _judge_apart(case: Case, target: str, device: str) -> Verdict:
     """In a process of its own, so that a crash or a hang is a verdict as well."""
     with tempfile.TemporaryDirectory() as folder:
         options = Options(target=target, device=device, given=(case,), findings=Path(folder) / "findings")
-        return campaign.run(options).verdicts[0]
+        summary = campaign.run(options)
+        if summary.interrupted:
+            raise KeyboardInterrupt
+        return summary.verdicts[0]
 
 
 def _judge_here(case: Case, target: str, device: str) -> Verdict:

@@ -10,8 +10,9 @@ import torch
 from .adapters import target_of
 from .bound.evaluate import evaluate
 from .building.tensors import build
-from .candidate import Candidate
+from .candidate import Candidate, NumericContract
 from .case import Case
+from .case_rules import why_invalid
 from .compare import compare
 from .execution.eager import run
 from .verdict import Mismatch, Outcome, Verdict
@@ -23,11 +24,20 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     """Whether the candidate computes this case as the reference does, within the bound of its own arithmetic.
 
     The candidate runs before the expected answer exists, so no reused memory can hold it. What the candidate
-    raises is a verdict (crashed); what the oracle itself raises is not caught.
+    raises is a verdict (crashed); what the oracle itself raises is not caught. Raises ValueError on a case that
+    means nothing.
     """
     verdict = partial(Verdict, case=case, candidate=candidate.name, target=target_of(candidate))
-    if (reason := candidate.declines(case)) is not None:
-        return verdict(outcome=Outcome.DECLINED, reason=reason)
+    if (reason := why_invalid(case)) is not None:
+        raise ValueError(f"case: {reason}")
+    try:
+        if (reason := candidate.declines(case)) is not None:
+            return verdict(outcome=Outcome.DECLINED, reason=reason)
+        contract = candidate.contract(case)
+        if not isinstance(contract, NumericContract):
+            raise TypeError(f"contract: found {type(contract).__name__}, expected a NumericContract")
+    except Exception as error:
+        return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error))
     problem = build(case, torch.device(device))
     try:
         actual = run(candidate, problem)
@@ -36,7 +46,7 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
         return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error))
     if violation:  # what has changed may be what the answer would be made of
         return verdict(outcome=Outcome.OUT_OF_BOUNDS, reason=violation)
-    expected = evaluate(problem, candidate.contract(case))
+    expected = evaluate(problem, contract)
     mismatches, ratios = compare(actual, expected, problem)
     return verdict(outcome=_gravest(mismatches), mismatches=mismatches, ratios=ratios)
 

@@ -32,7 +32,9 @@ FAILURES = frozenset(Outcome) - {Outcome.AGREES, Outcome.DECLINED, Outcome.NOT_J
 
 _SAYS = {
     Outcome.DIFFERS: "outside of its bound",
-    Outcome.POISONED: "not finite where a finite value was due: something that must not be read was",
+    Outcome.POISONED: (
+        "not finite where a finite value was due: something that must not be read was, or a row saw nothing"
+    ),
     Outcome.UNWRITTEN: "never written: it still holds the NaN it was born with",
 }
 

@@ -27,7 +27,7 @@ class Batch:
 
     cu_seqlens_q: Tensor  # [num_requests + 1] int32, starts at 0, never falls
     seq_lens: Tensor  # [num_requests] int32
-    block_table: Tensor  # [num_requests, max_blocks] int32; entries past a request's last page are arbitrary
+    block_table: Tensor  # [num_requests, max_blocks] int32; entries through which no key may be read are arbitrary
 
     def __post_init__(self) -> None:
         check_tensor("block_table", self.block_table, dims=2, dtypes=(torch.int32,))

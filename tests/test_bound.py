@@ -188,11 +188,10 @@ def test_stored_float16_knows_where_it_overflows() -> None:
 
 
 def test_contract_with_an_unknown_word_is_refused() -> None:
-    problem = build(Case(spec=Spec(softcap=5.0), batch=BatchShape(query_lens=(1,), seq_lens=(3,))), "cpu")
-    with pytest.raises(ValueError, match=r"contract.tanh: found 'fast', expected one of libm, exp, series, approx"):
-        evaluate(problem, NumericContract(tanh="fast"))
-    with pytest.raises(ValueError, match=r"dtype: found int8, expected one of"):
-        evaluate(problem, NumericContract(p_dtype="int8"))
+    with pytest.raises(ValueError, match=r"^tanh: found 'fast', expected one of libm, exp, series, approx$"):
+        NumericContract(tanh="fast")
+    with pytest.raises(ValueError, match=r"^p_dtype: found 'int8', expected one of float32, float16, bfloat16, float8"):
+        NumericContract(p_dtype="int8")
 
 
 @pytest.mark.parametrize(("bias", "says"), [(-1e30, "much"), (1e30, "nothing")])

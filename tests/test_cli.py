@@ -11,9 +11,9 @@ import pytest
 
 from pageproof.oracle import cli, environment
 from pageproof.oracle.campaign import Options, Summary, progress, report, runner
-from pageproof.oracle.campaign.findings import Failure, Findings
+from pageproof.oracle.campaign.findings import Failure, Findings, features_on
 from pageproof.oracle.campaign.pairs import MODEL
-from pageproof.oracle.case import BatchShape, Case
+from pageproof.oracle.case import BatchShape, Case, Spec
 
 from . import campaign_helpers as helpers
 
@@ -278,3 +278,19 @@ def test_a_campaign_asks_for_one_worker_per_core_and_at_most_sixteen_per_gpu(mon
     assert runner.workers(Options(), 1) == 16
     assert runner.workers(Options(), 2) == 24
     assert runner.workers(Options(workers=3), 1) == 3
+
+
+def test_fuzz_wants_a_file_for_its_summary_and_a_folder_for_findings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["fuzz", "--device", "cpu", "--json", str(tmp_path)]) == 2
+    assert "expected a file" in capsys.readouterr().err
+    assert cli.main(["fuzz", "--device", "cpu", "--findings", str(tmp_path / "file")]) == 2
+    assert "expected a folder" in capsys.readouterr().err
+
+
+def test_a_window_is_a_feature_at_any_width() -> None:
+    for width in (3, 5, 20, 47, 200):
+        assert "sliding_window" in features_on(Case(spec=Spec(sliding_window=width)))
+    assert features_on(Case()) == frozenset()

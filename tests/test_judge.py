@@ -220,3 +220,23 @@ def test_bound_follows_the_declared_contract() -> None:
 
     assert judge(case, Rounding("float32")).outcome is Outcome.DIFFERS
     assert judge(case, Rounding("bfloat16")).outcome is Outcome.AGREES
+
+
+def test_a_contract_that_is_none_or_raises_is_the_candidates_fault() -> None:
+    class Wrong(Reference):
+        def contract(self, case: Case) -> NumericContract:
+            return None  # type: ignore[return-value]
+
+    class Raising(Reference):
+        def contract(self, case: Case) -> NumericContract:
+            return NumericContract(p_dtype="fp16")
+
+    for candidate, words in ((Wrong(), "contract: found NoneType"), (Raising(), "p_dtype: found 'fp16'")):
+        verdict = judge(ATTENTION, candidate)
+        assert verdict.outcome is Outcome.CRASHED
+        assert words in verdict.reason
+
+
+def test_a_case_that_means_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^case: "):
+        judge(ATTENTION.with_spec(right_window=3, causal=True), Reference())

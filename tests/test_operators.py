@@ -57,7 +57,7 @@ def test_opcheck_accepts_the_operators(pageproof_device: torch.device) -> None:
     torch.library.opcheck(ops.merge_states.default, (step["q"], lse + 1, step["q"] * 2, lse + 2, out, lse))
 
 
-@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch 2.11, of its own modules
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of its own modules
 def test_a_compiled_step_keeps_update_before_attention(pageproof_device: torch.device) -> None:
     """fullgraph, functionalised and cleaned of dead code, the step still writes the cache and then reads it."""
 

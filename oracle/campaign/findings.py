@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..case import Case
+from ..case import ATTENTION_OPERATIONS, Case
 from ..verdict import FAILURES, Verdict, replay_command
 from .parameters import BY_NAME
 from .traits import traits
@@ -77,7 +77,10 @@ def features_on(case: Case) -> frozenset[str]:
     """Names of the parameters that are not off: "softcap", "float8 kv" and so on; sizes and batches are no features."""
     on = {(name, value) for name, value in traits(case) if BY_NAME[name].off is not None}
     named = (name for name, value in on if value != BY_NAME[name].off and BY_NAME[name].within_key != "free")
-    return frozenset(_SPOKEN.get(name, name) for name in named)
+    windows = ("sliding_window", "right_window") if case.spec.operation in ATTENTION_OPERATIONS else ()
+    # A window is on at any width, also at one that no kind of window is named after.
+    named_windows = (name for name in windows if getattr(case.spec, name) is not None)
+    return frozenset(_SPOKEN.get(name, name) for name in (*named, *named_windows))
 
 
 class Findings:
