@@ -38,6 +38,8 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("needs an NVIDIA GPU, and torch sees none")
     rows: list[Row] = []
     failed = []
     for name, section in sections(device, options.quick):

@@ -251,3 +251,9 @@ def test_the_reference_takes_every_case_and_answers_without_nan(case: Case) -> N
     assert problem.guards.violations() is None
     if not case.spec.operation.startswith("update"):
         assert not any(tensor.isnan().any() for tensor in found)
+
+
+def test_an_odd_table_has_rows_further_apart_than_they_are_wide() -> None:
+    table = build(make(odd_strides=True)).arguments["batch"].block_table
+    assert table.stride() == (table.shape[1] + 3, 1)
+    assert torch.equal(table, build(make()).arguments["batch"].block_table)

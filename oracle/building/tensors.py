@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...reference.problem import Batch, Rules
@@ -18,7 +19,7 @@ from ..formats import INTEGERS, torch_dtype
 from . import recipes
 from .guards import Guards, Watch
 from .memory import Pack, Pools, place, place_pools, row_layout
-from .pages import Ints, Pages, lay_out, poison_table, readable_keys
+from .pages import HUGE_PAGE, Ints, Pages, lay_out, poison_table, readable_keys
 from .poison import READABLE, Slots, classify, sentinel_bits, slot_bits
 from .problem import Draws, Problem, add_scales, narrowed, scales_of
 from .query_bias import BiasPlan, make_bias, plan_bias
@@ -46,7 +47,8 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
     pack = Pack(case)
     draws = Draws(case, pack)
     _pack_batch(case, slots, pack)
-    pack.add("block_table", poison_table(case, pages, readable) if "a" in case.poison else pages.block_table)
+    table = poison_table(case, pages, readable) if "a" in case.poison else pages.block_table
+    pack.add("block_table", _with_row_pitch(case, table))
     _pack_rules(case, bias, pack)
     add_scales(case, pack)
     for name, (rows, shape) in _drawn_tensors(case, slots).items():
@@ -65,12 +67,19 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
         **inputs,
         **pools.caches,
         **outputs,
-        "batch": Batch(small["cu_seqlens_q"], small["seq_lens"], small["block_table"]),
+        "batch": Batch(small["cu_seqlens_q"], small["seq_lens"], small["block_table"][:, : table.shape[1]]),
         "rules": _rules(case.spec, small, query_bias),
         "scales": scales_of(small),
     }
     watches = [Watch("the small inputs", memory, small), *bias_watches, *input_watches, *pools.watches, *output_watches]
     return Problem(case, arguments, outputs, Guards.over(watches))
+
+
+def _with_row_pitch(case: Case, table: NDArray[np.int32]) -> NDArray[np.int32]:
+    """With odd strides the table is cut out of a wider one, whose further columns are nobody's."""
+    if not case.spec.odd_strides:
+        return table
+    return np.pad(table, ((0, 0), (0, 3)), constant_values=HUGE_PAGE)
 
 
 def _pack_batch(case: Case, slots: Slots, pack: Pack) -> None:
