@@ -206,13 +206,16 @@ def test_a_case_without_device_memory_is_tried_again_and_then_not_judged(tmp_pat
 
 
 @pytest.mark.parametrize("words", ["torch.OutOfMemoryError: CUDA", "Triton Error [CUDA]: out of memory"])
-def test_a_candidate_without_device_memory_is_not_judged_either(words: str, tmp_path: Path) -> None:
+def test_a_candidate_without_device_memory_is_excused_only_by_a_full_device(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     crash = Verdict(outcome=Outcome.CRASHED, case=PLAIN, candidate="fake", reason=words)
-    verdict = a_worker(tmp_path, lambda *_: crash)._verdict(PLAIN)
-    assert (verdict.outcome, verdict.reason) == (
-        Outcome.NOT_JUDGED,
-        f"{worker.OUT_OF_MEMORY} (the candidate's request)",
-    )
+    made = a_worker(tmp_path, lambda *_: crash)
+    assert made._verdict(PLAIN).outcome is Outcome.CRASHED  # on a CPU, or on a device with room, it is a finding
+    monkeypatch.setattr(made, "_device_is_full", lambda: True)
+    verdict = made._verdict(PLAIN)
+    assert verdict.outcome is Outcome.NOT_JUDGED
+    assert verdict.reason == f"{worker.OUT_OF_MEMORY} (the candidate's request)"
     other = replace(crash, reason="something else")
     assert a_worker(tmp_path, lambda *_: other)._verdict(PLAIN).outcome is Outcome.CRASHED
 

@@ -38,6 +38,7 @@ REPORT_SECONDS = 0.5
 DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
 ORACLE_FAILED = "the oracle itself failed"
 OUT_OF_MEMORY = "out of device memory, beside the other workers' cases"
+FULL_SHARE = 8  # a device with less than this part of its memory free is full
 FAR_PLACES = 2  # workers that may hold a case with far pages at a time
 
 
@@ -175,6 +176,8 @@ class _Worker:
             if not (verdict.outcome is Outcome.CRASHED and _ran_out_of_memory(verdict.reason)):
                 return replace(verdict, target=self.setup.target)
             torch.cuda.empty_cache()
+        if whose == "the candidate" and not self._device_is_full():
+            return replace(verdict, target=self.setup.target)  # it asked for too much, and that is its own fault
         return self._say(Outcome.NOT_JUDGED, case, f"{OUT_OF_MEMORY} ({whose}'s request)")
 
     def _crash(self, case: Case, error: Exception) -> Verdict:
@@ -186,6 +189,13 @@ class _Worker:
     def _say(self, outcome: Outcome, case: Case, reason: str) -> Verdict:
         name, target = self.candidate.name, self.setup.target
         return Verdict(outcome=outcome, case=case, candidate=name, target=target, reason=reason)
+
+    def _device_is_full(self) -> bool:
+        """Whether other processes hold so much of the device that a modest request may fail."""
+        if self.device.type != "cuda":
+            return False
+        free, total = torch.cuda.mem_get_info(self.device)
+        return free < total // FULL_SHARE
 
     def _device_is_lost(self) -> bool:
         """Whether CUDA no longer works in this process; an illegal access is for good."""
