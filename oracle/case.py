@@ -29,6 +29,8 @@ QUERY_BIASES = ("none", "tree", "dense")
 RECIPES = ("normal", "needle", "one_hot", "extreme")
 POISON_TIERS = "abcde"
 MODES = ("eager",)
+# Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).
+CHECKS = ("answer", "repeat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +97,14 @@ class BatchShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One (spec, batch, recipe, poison, mode, seed); compared in full when it is judged."""
+    """One (spec, batch, recipe, poison, mode, check, seed); compared in full when it is judged."""
 
     spec: Spec = field(default_factory=Spec)
     batch: BatchShape = field(default_factory=BatchShape)
     recipe: str = "normal"
     poison: str = POISON_TIERS
     mode: str = "eager"
+    check: str = "answer"
     seed: int = 0
 
     def with_spec(self, **changes: Any) -> Case:

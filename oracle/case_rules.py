@@ -12,6 +12,7 @@ from typing import Any
 from .case import (
     ATTENTION_OPERATIONS,
     CACHE_LAYOUTS,
+    CHECKS,
     DTYPES,
     FLOAT8,
     MODES,
@@ -24,6 +25,7 @@ from .case import (
     Case,
     Spec,
 )
+from .case_checks import why_not
 
 LARGEST_LENGTH = 2**31 - 1  # lengths are int32
 
@@ -43,6 +45,8 @@ def _complaints(case: Case) -> Iterator[str]:
     if spec.operation in ATTENTION_OPERATIONS:
         yield from _impossible_rules(spec)
     yield from _impossible_batch(batch)
+    if (reason := why_not(case)) is not None:
+        yield reason
 
 
 def _unknown_words(case: Case) -> Iterator[str]:
@@ -58,6 +62,7 @@ def _unknown_words(case: Case) -> Iterator[str]:
         ("query_bias", spec.query_bias, QUERY_BIASES),
         ("recipe", case.recipe, RECIPES),
         ("mode", case.mode, MODES),
+        ("check", case.check, CHECKS),
     )
     for name, found, expected in words:
         if found not in expected:

@@ -13,6 +13,7 @@ from .building.tensors import build
 from .candidate import Candidate, NumericContract
 from .case import Case
 from .case_rules import why_invalid
+from .checks import CandidateError, Session, ask
 from .compare import compare
 from .execution.eager import run
 from .verdict import Mismatch, Outcome, Verdict
@@ -48,7 +49,15 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
         return verdict(outcome=Outcome.OUT_OF_BOUNDS, reason=violation)
     expected = evaluate(problem, contract)
     mismatches, ratios = compare(actual, expected, problem)
-    return verdict(outcome=_gravest(mismatches), mismatches=mismatches, ratios=ratios)
+    if mismatches:
+        return verdict(outcome=_gravest(mismatches), check=mismatches[0].check, mismatches=mismatches, ratios=ratios)
+    try:
+        finding = ask(Session(candidate, contract, problem, actual, expected))
+    except CandidateError as error:
+        return verdict(outcome=Outcome.CRASHED, check=case.check, reason=_last_lines(error.__cause__ or error))
+    if finding is not None:
+        return verdict(outcome=finding.outcome, check=case.check, reason=finding.reason, ratios=ratios)
+    return verdict(outcome=Outcome.AGREES, ratios=ratios)
 
 
 def _gravest(mismatches: tuple[Mismatch, ...]) -> Outcome:
@@ -60,6 +69,6 @@ def _gravest(mismatches: tuple[Mismatch, ...]) -> Outcome:
     return Outcome.AGREES
 
 
-def _last_lines(error: Exception) -> str:
+def _last_lines(error: BaseException) -> str:
     lines = "".join(traceback.format_exception(error)).splitlines()
     return "\n".join(lines[-SHOWN_TRACEBACK_LINES:])

@@ -52,6 +52,7 @@ class Mismatch:
     expected: float
     bound: float
     where: str  # the same place in the batch's words: request, token, position, head, dim; or block, offset, slot
+    check: str = "bound"  # what it is outside of: the hard "bound", the "bits", "sub-gaussian", "row z"
     dtype: str = ""  # of the output
     greatest: float = 0.0  # the largest absolute difference among the elements outside of their bound
     greatest_index: tuple[int, ...] = ()
@@ -64,6 +65,7 @@ class Verdict:
     case: Case
     candidate: str  # its name
     target: str = ""  # what `adapters.find` knows it by; "" for a candidate that did not come from there
+    check: str = ""  # which check failed: "bound", "bits", "sub-gaussian", "row z", or one of case.CHECKS
     reason: str = ""  # of a decline, a crash, an out-of-bounds write, a case that was not judged
     mismatches: tuple[Mismatch, ...] = ()
     ratios: tuple[tuple[str, float], ...] = ()  # output -> largest observed error / bound

@@ -76,6 +76,7 @@ def test_nothing_to_hunt_ends_with_2(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(environment, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(environment, "nvidia_devices", list)
     monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))  # restores what a hunt sets
     assert main(arguments) == 2
     assert said in capsys.readouterr().err

@@ -1,0 +1,21 @@
+"""The checks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..case import CHECKS
+from .finding import Finding
+from .repeat import repeat
+from .session import Session
+
+Check = Callable[[Session], Finding | None]
+
+_CHECKS: dict[str, Check] = {"repeat": repeat}
+assert set(CHECKS) == {"answer", *_CHECKS}
+
+
+def ask(session: Session) -> Finding | None:
+    """What the check that the session's case names has to say against the candidate; None if nothing."""
+    check = session.problem.case.check
+    return None if check == "answer" else _CHECKS[check](session)
