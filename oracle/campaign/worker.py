@@ -39,6 +39,7 @@ DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
 ORACLE_FAILED = "the oracle itself failed"
 OUT_OF_MEMORY = "out of device memory, beside the other workers' cases"
 FULL_SHARE = 8  # a device with less than this part of its memory free is full
+KEPT_BYTES = 4 << 30  # device memory that a worker may keep for its next cases
 FAR_PLACES = 2  # workers that may hold a case with far pages at a time
 
 
@@ -142,8 +143,8 @@ class _Worker:
                 report.repeats[failure.signature] += 1
             report.lost = verdict.outcome is Outcome.CRASHED and self._device_is_lost()
         self.clock[0] = 0.0
-        if verdict.case.spec.far_pages and self.device.type == "cuda" and not report.lost:
-            torch.cuda.empty_cache()  # gigabytes that no other case needs
+        if self.device.type == "cuda" and not report.lost and torch.cuda.memory_reserved() > KEPT_BYTES:
+            torch.cuda.empty_cache()  # what one large case took, sixteen workers would keep from each other
 
     @contextlib.contextmanager
     def _room_for(self, case: Case) -> Iterator[None]:
