@@ -18,6 +18,8 @@ from .problem import FLOAT8, Batch, Rules, Scales
 from .rows import Rows, row_groups
 from .validation import check_attention, check_batch_values
 
+LARGEST = torch.finfo(torch.float64).max
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -120,14 +122,14 @@ def softmax(scores: Scores, sinks: Tensor | None) -> Weights:
     sink = s.new_full(s.shape[1:3], -torch.inf) if sinks is None else sinks.double().view(s.shape[1:3])
     sink_of_row = sink[None, :, :, None]
     maximum = torch.maximum(s.amax(dim=-1), sink_of_row)
-    # An infinite maximum is an empty row (-inf) or a sink that takes all the weight (+inf): neither may be subtracted.
-    takes_all = maximum == torch.inf
-    shift = torch.where(maximum.isfinite(), maximum, 0.0)
-    p = torch.where(takes_all[..., None], 0.0, torch.exp(s - shift[..., None]))
-    p_sink = torch.where(takes_all, 1.0, torch.exp(sink_of_row - shift))
+    # An infinite maximum is an empty row (-inf) or a sink that takes all the weight (+inf). As the largest finite
+    # number it can be subtracted: what is far below it weighs 0, and the infinite sink, cut to it as well, weighs 1.
+    shift = maximum.clamp(-LARGEST, LARGEST)
+    p = torch.exp(s - shift[..., None])
+    p_sink = torch.exp(sink_of_row.clamp(max=LARGEST) - shift)
     denominator = p.sum(dim=-1) + p_sink
     lse = maximum + torch.log(denominator)
-    divisor = torch.where(denominator > 0, denominator, 1.0)
+    divisor = denominator.clamp(min=1.0)  # at least 1 in every row but an empty one, where it is 0
     return Weights(p / divisor[..., None], p_sink / divisor, sink, maximum, denominator, lse)
 
 

@@ -27,6 +27,7 @@ class Request:
     """One request's lengths on the host."""
 
     index: int
+    first_token: int  # its first row in q and out
     query_len: int
     seq_len: int
 
@@ -41,7 +42,7 @@ class Request:
 class ChunkPlan:
     """Rows first_row.. of some requests, each with `num_keys` keys from its own first key on."""
 
-    requests: tuple[int, ...]
+    requests: tuple[Request, ...]
     first_keys: tuple[int, ...]
     first_row: int
     num_rows: int
@@ -78,10 +79,14 @@ def plan_chunks(batch: Batch, rules: Rules, cost: Costs) -> Iterator[ChunkPlan]:
 
 
 def _requests(batch: Batch) -> list[Request]:
-    starts = batch.cu_seqlens_q.tolist()
-    seq_lens = batch.seq_lens.tolist()
-    lens = [stop - start for start, stop in pairwise(starts)]
-    return [Request(index, *pair) for index, pair in enumerate(zip(lens, seq_lens, strict=True)) if pair[0] > 0]
+    lengths = torch.cat((batch.cu_seqlens_q, batch.seq_lens)).tolist()  # one transfer
+    starts, seq_lens = lengths[: batch.num_requests + 1], lengths[batch.num_requests + 1 :]
+    requests = zip(pairwise(starts), seq_lens, strict=True)
+    return [
+        Request(index, start, stop - start, seq_len)
+        for index, ((start, stop), seq_len) in enumerate(requests)
+        if stop > start
+    ]
 
 
 def _groups(requests: Sequence[Request], rules: Rules, cost: Costs) -> Iterator[list[Request]]:
@@ -122,7 +127,7 @@ def _chunk(group: Sequence[Request], first_row: int, num_rows: int, rules: Rules
     members = [request for request in group if request.query_len > first_row]
     ranges = [request.keys_of(first_row, num_rows, rules) for request in members]
     return ChunkPlan(
-        requests=tuple(request.index for request in members),
+        requests=tuple(members),
         first_keys=tuple(start for start, _ in ranges),
         first_row=first_row,
         num_rows=num_rows,

@@ -51,6 +51,15 @@ class Rows(Places):
     v: Tensor  # [G, L, num_kv_heads, Dv] float64; 0 in slots that are not readable
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Where a chunk's keys lie in a cache, [G, L] each."""
+
+    hidden: Tensor  # bool: no row here sees the key; its slot, given as one of block 0, must not be read as data
+    blocks: Tensor  # int32
+    offsets: Tensor  # int64: inside of the block
+
+
 def row_groups(
     q: Tensor,
     k_cache: Tensor,
@@ -66,14 +75,15 @@ def row_groups(
     key_width: float64 elements that one key will take, where that is more than what is gathered here.
     """
     scales = scales or NO_SCALES
-    num_kv_heads = k_cache.shape[2]
+    num_blocks, block_size, num_kv_heads, _ = k_cache.shape
     key_width = key_width or num_kv_heads * (k_cache.shape[3] + v_cache.shape[3])
     for places in place_groups(batch, rules, q.shape[0], costs(q.shape[1], key_width, q.device)):
+        slots = _slots(places, batch, num_blocks, block_size)
         yield Rows(
             **vars(places),
             q=_gather_queries(q, places, num_kv_heads, scales.q),
-            k=_gather_keys(k_cache, places, batch, scales.k),
-            v=_gather_keys(v_cache, places, batch, scales.v),
+            k=_gather_keys(k_cache, places, slots, scales.k),
+            v=_gather_keys(v_cache, places, slots, scales.v),
         )
 
 
@@ -89,24 +99,23 @@ def per_head(scale: Tensor | None) -> Tensor | None:
 
 
 def _place(plan: ChunkPlan, batch: Batch, rules: Rules, num_tokens: int) -> Places:
-    device = batch.device
-    requests, first_keys = torch.tensor([plan.requests, plan.first_keys], dtype=torch.int64, device=device)
-    starts = batch.cu_seqlens_q.long()[requests]
-    query_lens = batch.cu_seqlens_q.long()[requests + 1] - starts
-    seq_lens = batch.seq_lens.long()[requests]
-    rows = plan.first_row + torch.arange(plan.num_rows, device=device)
-    valid = rows < query_lens[:, None]
+    members = [(each.index, each.first_token, each.query_len, each.seq_len) for each in plan.requests]
+    columns = [*zip(*members, strict=True), plan.first_keys]
+    lengths = torch.tensor(columns, dtype=torch.int64, device=batch.device)  # [5, G], in one transfer
+    requests, first_tokens, query_lens, seq_lens, first_keys = lengths[:, :, None]
+    rows = torch.arange(plan.first_row, plan.first_row + plan.num_rows, device=batch.device)
+    valid = rows < query_lens
     contexts = seq_lens - query_lens
-    positions = contexts[:, None] + rows
-    keys = first_keys[:, None] + torch.arange(plan.num_keys, device=device)
-    tokens = torch.where(valid, starts[:, None] + rows, num_tokens)
-    visible = visible_keys(positions, keys, seq_lens, rules) & valid[:, :, None]
+    positions = contexts + rows
+    keys = first_keys + torch.arange(plan.num_keys, device=batch.device)
+    tokens = torch.where(valid, first_tokens + rows, num_tokens)
+    visible = visible_keys(positions, keys, seq_lens[:, 0], rules) & valid[:, :, None]
     query_bias = None
     if rules.query_bias is not None and rules.query_bias.shape[1] > 0:
-        query_bias = _gather_query_bias(rules.query_bias, tokens, keys - contexts[:, None], visible)
+        query_bias = _gather_query_bias(rules.query_bias, tokens, keys - contexts, visible)
         visible = visible & (query_bias != -torch.inf)
         query_bias = torch.where(visible, query_bias, 0.0)
-    return Places(requests, tokens, valid, positions, keys, visible, query_bias)
+    return Places(requests[:, 0], tokens, valid, positions, keys, visible, query_bias)
 
 
 def _gather_query_bias(query_bias: Tensor, tokens: Tensor, new_keys: Tensor, visible: Tensor) -> Tensor:
@@ -127,17 +136,22 @@ def _gather_queries(q: Tensor, places: Places, num_kv_heads: int, scale: Tensor 
     return rows if factor is None else rows * factor[:, None, None]
 
 
-def _gather_keys(cache: Tensor, places: Places, batch: Batch, scale: Tensor | None) -> Tensor:
-    """The cache's slots of `places.keys` as [G, L, num_kv_heads, D] float64."""
-    num_blocks, block_size = cache.shape[:2]
-    readable = places.readable
+def _slots(places: Places, batch: Batch, num_blocks: int, block_size: int) -> Slots | None:
+    """Where the keys of `places` lie; None where there is no slot at all, and so nothing that could be seen."""
     if num_blocks == 0 or batch.max_blocks == 0:
-        return torch.zeros(*readable.shape, *cache.shape[2:], dtype=torch.float64, device=cache.device)
+        return None
     columns = (places.keys // block_size).clamp(max=batch.max_blocks - 1)
-    blocks = batch.block_table[places.requests[:, None], columns].long()
-    blocks = torch.where(readable, blocks, 0)
-    values = as_bytes(cache)[blocks, places.keys % block_size].view(cache.dtype).double()
-    values = torch.where(readable[:, :, None, None], values, 0.0)
+    blocks = batch.block_table[places.requests[:, None], columns]
+    hidden = ~places.readable
+    return Slots(hidden, blocks.masked_fill(hidden, 0), places.keys % block_size)
+
+
+def _gather_keys(cache: Tensor, places: Places, slots: Slots | None, scale: Tensor | None) -> Tensor:
+    """The cache's rows in these slots as [G, L, num_kv_heads, D] float64."""
+    if slots is None:
+        return torch.zeros(*places.keys.shape, *cache.shape[2:], dtype=torch.float64, device=cache.device)
+    values = as_bytes(cache)[slots.blocks, slots.offsets].view(cache.dtype).double()
+    values.masked_fill_(slots.hidden[:, :, None, None], 0.0)
     factor = per_head(scale)
     return values if factor is None else values * factor[:, None]
 

@@ -10,12 +10,11 @@ from .problem import Rules
 def visible_keys(positions: Tensor, keys: Tensor, seq_lens: Tensor, rules: Rules) -> Tensor:
     """Whether the token at each position may see each key, before the query bias hides more.
 
-    positions [G, T] and keys [G, L] are int64, seq_lens [G]; the answer is [G, T, L] bool.
+    positions [G, T] and keys [G, L], of at least 0, are int64, seq_lens [G]; the answer is [G, T, L] bool.
     """
     p = positions[:, :, None]
     j = keys[:, None, :]
-    visible = (j >= 0) & (j < seq_lens[:, None, None])
-    visible = visible.expand(-1, positions.shape[1], -1)
+    visible = (j < seq_lens[:, None, None]).expand(-1, positions.shape[1], -1)
     if rules.causal:
         visible = visible & (j <= p)
     if rules.sliding_window is not None:

@@ -68,7 +68,7 @@ def test_every_chunk_keeps_to_the_budget_and_every_row_occurs_once() -> None:
     rows = set()
     for item in plan(query_lens, seq_lens, None, budget):
         assert len(item.requests) * item.num_keys * (8 * item.num_rows + 256) <= budget
-        for request in item.requests:
+        for request in (member.index for member in item.requests):
             for row in range(item.first_row, min(item.first_row + item.num_rows, query_lens[request])):
                 assert (request, row) not in rows
                 rows.add((request, row))
