@@ -226,7 +226,6 @@ def _launch_decode(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -
         step.num_requests,
         *step.sizes,
         CAUSAL=step.causal,
-        DECODE_TOKENS=limits.decode_tokens,
         **shape.sizes,
         **options(shape.tiles(prefill=False)),
     )

@@ -30,7 +30,7 @@ class Capacity(NamedTuple):
 class Plan(NamedTuple):
     """Work lists on the device. Only their sizes are fixed when it is made; all values follow the lengths.
 
-    counts [5] int32, offsets [4, num_requests + 1] int32, items [capacity, 2] int32 pairs of
+    counts [6] int32, offsets [4, num_requests + 1] int32, items [capacity, 2] int32 pairs of
     (request, index within the request): see kernels/plan.py.
     """
 

@@ -14,11 +14,10 @@ from .tiles import load_bias, load_rows, scale_of, shape_scores, update_softmax,
 
 
 @triton.jit
-def cache_rows(requests, request, table_stride, keys, readable, BLOCK_SIZE: tl.constexpr):
-    """(block, slot) of each key as int64; the table is read only where a key is."""
+def load_blocks(requests, request, table_stride, keys, start, end, BLOCK_SIZE: tl.constexpr):
+    """The block of each key; the table is read only for keys in [start, end)."""
     row = requests.block_table + request.to(tl.int64) * table_stride
-    blocks = tl.load(row + keys // BLOCK_SIZE, mask=readable, other=0)
-    return blocks.to(tl.int64), (keys % BLOCK_SIZE).to(tl.int64)
+    return tl.load(row + keys // BLOCK_SIZE, mask=(keys >= start) & (keys < end), other=0)
 
 
 @triton.jit
@@ -135,8 +134,15 @@ def attend(
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     values = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
-    for first in range((start // BLOCK_N) * BLOCK_N, end, BLOCK_N):
-        keys = first + tl.arange(0, BLOCK_N)
+    first_key = (start // BLOCK_N) * BLOCK_N
+    columns = tl.arange(0, BLOCK_N)
+    # Blocks are looked up one tile ahead: keys and values can be asked for without waiting for the table first.
+    next_blocks = load_blocks(requests, request, table_stride, first_key + columns, start, end, BLOCK_SIZE)
+    for first in range(first_key, end, BLOCK_N):
+        keys = first + columns
+        block = next_blocks.to(tl.int64)
+        slot = (keys % BLOCK_SIZE).to(tl.int64)
+        next_blocks = load_blocks(requests, request, table_stride, keys + BLOCK_N, start, end, BLOCK_SIZE)
         readable = (keys >= start) & (keys < end)
         visible = visible_keys(keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL)
         if rules.query_bias is not None:
@@ -144,7 +150,6 @@ def attend(
             visible = visible & (bias > float("-inf"))
             # A key that the bias hides from everybody is not read: it may hold NaN, on a page that may not exist.
             readable = readable & (tl.max(visible.to(tl.int32), 0) > 0)
-        block, slot = cache_rows(requests, request, table_stride, keys, readable, BLOCK_SIZE)
         scores, key_tile = raw_scores(
             q, q_rope, cache, scales, kv_head, block, slot, readable, rules.softmax_scale,
             HEAD_SIZE, ROPE_SIZE, RANK, BLOCK_D, BLOCK_R, BLOCK_N, BLOCK_C, KIND,

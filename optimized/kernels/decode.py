@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .attend import attend
-from .plan import NUM_DECODE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
+from .plan import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
 from .tiles import finish, key_range, request_span, store_lse, store_out, tile_rows
 
 
@@ -34,16 +34,17 @@ def decode(
     num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
     CAUSAL: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr,
     HEAD_SIZE_V: tl.constexpr, ROPE_SIZE: tl.constexpr, RANK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    DECODE_TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    SUB_TILES: tl.constexpr = (DECODE_TOKENS * GROUP + BLOCK_M - 1) // BLOCK_M
-    num_items = tl.load(work.counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * SUB_TILES
+    # As many tiles as the longest request needs, so that batches of single tokens leave no program without work.
+    num_sub_tiles = tl.cdiv(tl.load(work.counts + MOST_DECODE_TOKENS) * GROUP, BLOCK_M)
+    num_items = tl.load(work.counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
     split_keys = tl.load(work.counts + SPLIT_KEYS)
     for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        item = index // (NUM_KV_HEADS * SUB_TILES)
-        kv_head = index // SUB_TILES % NUM_KV_HEADS
-        sub_tile = index % SUB_TILES
+        item = index // (NUM_KV_HEADS * num_sub_tiles)
+        kv_head = index // num_sub_tiles % NUM_KV_HEADS
+        sub_tile = index % num_sub_tiles
         request = tl.load(work.decode_items + 2 * item)
         split = tl.load(work.decode_items + 2 * item + 1)
         first_row, query_len, seq_len = request_span(requests, request)

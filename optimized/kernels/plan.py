@@ -16,7 +16,8 @@ NUM_DECODE_ITEMS = tl.constexpr(1)
 NUM_MERGE_ITEMS = tl.constexpr(2)
 NUM_PARTIAL_ROWS = tl.constexpr(3)
 SPLIT_KEYS = tl.constexpr(4)
-NUM_COUNTS = 5
+MOST_DECODE_TOKENS = tl.constexpr(5)  # of one request of the decode list
+NUM_COUNTS = 6
 NUM_OFFSETS = 4  # rows of `offsets`
 
 # A split this long is never cut: capacities stay below it.
@@ -87,6 +88,7 @@ def count_work(
     decode = 0
     merge = 0
     partial = 0
+    most_decode_tokens = 0
     stride = num_requests + 1
     for start in range(0, num_requests, BLOCK):
         requests = start + tl.arange(0, BLOCK)
@@ -97,6 +99,7 @@ def count_work(
         is_split = is_decode & (splits > 1)
         tiles = tl.where(query_len > DECODE_TOKENS, (query_len + TILE_TOKENS - 1) // TILE_TOKENS, 0)
         units = tl.where(is_decode, splits, 0)
+        most_decode_tokens = tl.maximum(most_decode_tokens, tl.max(tl.where(is_decode, query_len, 0), 0))
         merges = tl.where(is_split, query_len, 0)
         partials = tl.where(is_split, splits * query_len, 0)
         tl.store(offsets + requests, prefill + tl.cumsum(tiles, 0) - tiles, mask=mask)
@@ -117,6 +120,7 @@ def count_work(
     tl.store(counts + NUM_MERGE_ITEMS, merge)
     tl.store(counts + NUM_PARTIAL_ROWS, partial)
     tl.store(counts + SPLIT_KEYS, split_keys)
+    tl.store(counts + MOST_DECODE_TOKENS, most_decode_tokens)
 
 
 @triton.jit
