@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import load_bias, load_rows, scale_of, shape_scores, update_softmax, visible_keys
+from .tiles import LOG2_E, inner_range, load_bias, load_rows, scale_of, shape_scores, update_softmax, visible_keys
 
 
 @triton.jit
@@ -65,7 +65,7 @@ def raw_scores(
     HEAD_SIZE: tl.constexpr, ROPE_SIZE: tl.constexpr, RANK: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    """(scores [BLOCK_M, BLOCK_N] in natural units, keys [BLOCK_D, BLOCK_N]) of one tile of cache rows."""
+    """(scores [BLOCK_M, BLOCK_N] times `softmax_scale`, keys [BLOCK_D, BLOCK_N]) of one tile of cache rows."""
     place = block * cache.key_stride_block + slot * cache.key_stride_slot
     k_scale = scale_of(scales.k, scales.k_stride, kv_head)
     scale = softmax_scale * scale_of(scales.q, scales.q_stride, kv_head)
@@ -118,7 +118,7 @@ def value_rows(
 @triton.jit
 def attend(
     queries, cache, requests, rules, scales, request, kv_head, rows, heads, positions, row_mask, context,
-    start, end, table_stride, sliding_window, right_window, bias_width, bias_stride,
+    first_position, last_position, start, end, table_stride, sliding_window, right_window, bias_width, bias_stride,
     CAUSAL: tl.constexpr, HEAD_SIZE: tl.constexpr, HEAD_SIZE_V: tl.constexpr, ROPE_SIZE: tl.constexpr,
     RANK: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
@@ -134,6 +134,12 @@ def attend(
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     values = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    inner_start, inner_end = inner_range(
+        first_position, last_position, start, end, sliding_window, right_window, CAUSAL
+    )  # fmt: skip
+    softmax_scale = rules.softmax_scale
+    if rules.softcap is None:
+        softmax_scale = softmax_scale * LOG2_E
     first_key = (start // BLOCK_N) * BLOCK_N
     columns = tl.arange(0, BLOCK_N)
     # Blocks are looked up one tile ahead: keys and values can be asked for without waiting for the table first.
@@ -144,20 +150,22 @@ def attend(
         slot = (keys % BLOCK_SIZE).to(tl.int64)
         next_blocks = load_blocks(requests, request, table_stride, keys + BLOCK_N, start, end, BLOCK_SIZE)
         readable = (keys >= start) & (keys < end)
-        visible = visible_keys(keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL)
         if rules.query_bias is not None:
+            visible = visible_keys(keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL)
             bias = load_bias(rules, rows, keys - context, visible, bias_width, bias_stride)
             visible = visible & (bias > float("-inf"))
             # A key that the bias hides from everybody is not read: it may hold NaN, on a page that may not exist.
             readable = readable & (tl.max(visible.to(tl.int32), 0) > 0)
         scores, key_tile = raw_scores(
-            q, q_rope, cache, scales, kv_head, block, slot, readable, rules.softmax_scale,
+            q, q_rope, cache, scales, kv_head, block, slot, readable, softmax_scale,
             HEAD_SIZE, ROPE_SIZE, RANK, BLOCK_D, BLOCK_R, BLOCK_N, BLOCK_C, KIND,
         )  # fmt: skip
         scores = shape_scores(scores, keys, positions, heads, row_mask, rules)
         if rules.query_bias is not None:
-            scores += bias
-        scores = tl.where(visible, scores, float("-inf"))
+            scores = tl.where(visible, scores + bias * LOG2_E, float("-inf"))
+        elif (first < inner_start) | (first + BLOCK_N > inner_end):
+            visible = visible_keys(keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL)
+            scores = tl.where(visible, scores, float("-inf"))
         weights, rescale, maximum, total = update_softmax(scores, maximum, total)
         value_tile = value_rows(
             cache, key_tile, scales, kv_head, block, slot, readable,

@@ -61,7 +61,8 @@ def decode(
             heads = kv_head * GROUP + group_heads
             values, maximum, total = attend(
                 queries, cache, requests, rules, scales, request, kv_head, rows, heads, context + tokens, row_mask,
-                context, start, end, table_stride, sliding_window, right_window, bias_width, bias_stride,
+                context, first_position, last_position, start, end,
+                table_stride, sliding_window, right_window, bias_width, bias_stride,
                 CAUSAL, HEAD_SIZE, HEAD_SIZE_V, ROPE_SIZE, RANK, BLOCK_SIZE,
                 BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V, BLOCK_R, BLOCK_C, KIND,
             )  # fmt: skip

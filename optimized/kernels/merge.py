@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .plan import NUM_MERGE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
-from .tiles import LOG2_E, finite_maximum, join_sink, log_sum, request_span, store_lse, store_out, weight_of
+from .tiles import LN_2, LOG2_E, distance_from, finite_maximum, join_sink, log_sum, request_span, store_lse, store_out
 
 
 @triton.jit
@@ -29,8 +29,8 @@ def join_splits(
         parts = tl.load(pointers, mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)
         new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
         stand_in = finite_maximum(new_maximum)
-        rescale = tl.exp2((maximum - stand_in) * LOG2_E)
-        weights = tl.exp2((maxima - stand_in) * LOG2_E)
+        rescale = tl.exp2(maximum - stand_in)
+        weights = tl.exp2(maxima - stand_in)
         total = total * rescale + tl.sum(totals * weights, 0)
         values = values * rescale + tl.sum(parts * weights[:, None], 0)
         maximum = new_maximum
@@ -63,7 +63,7 @@ def merge_splits(
         out = values / tl.where(total > 0.0, total, 1.0)
         rows = first_row + token + one
         store_out(outputs, scales, out[None, :], rows, head + one, head // GROUP, one == 0, HEAD_SIZE_V, BLOCK_V)
-        store_lse(outputs, log_sum(maximum, total) + tl.zeros([1], tl.float32), rows, head + one, one == 0)
+        store_lse(outputs, log_sum(maximum * LN_2, total) + tl.zeros([1], tl.float32), rows, head + one, one == 0)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -81,8 +81,8 @@ def merge_pair(
         lse_a = tl.load(a.lse + rows * a.lse_stride_token + heads * a.lse_stride_head, mask=mask, other=0.0)
         lse_b = tl.load(b.lse + rows * b.lse_stride_token + heads * b.lse_stride_head, mask=mask, other=0.0)
         maximum = tl.maximum(lse_a, lse_b)
-        weight_a = weight_of(lse_a, maximum)
-        weight_b = weight_of(lse_b, maximum)
+        weight_a = tl.exp2(distance_from(lse_a, maximum) * LOG2_E)
+        weight_b = tl.exp2(distance_from(lse_b, maximum) * LOG2_E)
         total = weight_a + weight_b
         # A part without weight is not even read: its out may be NaN.
         inside = (dims < HEAD_SIZE_V)[None, :]

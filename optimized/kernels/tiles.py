@@ -3,6 +3,9 @@ the online softmax, and how a finished tile is written.
 
 A tile's rows are (token, query head of one kv head) pairs, tokens outermost, so that any whole GQA ratio packs
 without holes. Positions: token t of a request with n new tokens and L keys stands at p = L - n + t.
+
+Scores, running maxima and sinks are kept in base-2 logarithms, so that a weight is one exp2 of a difference: the
+factor log2(e) is part of the softmax scale and costs nothing. lse goes back to natural units when it is stored.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 FLOAT8_MAX = tl.constexpr(448.0)
 
 
@@ -46,6 +50,20 @@ def key_range(first_position, last_position, seq_len, sliding_window, right_wind
         end = tl.minimum(end, last_position + right_window + 1)
     if sliding_window is not None:
         start = tl.maximum(first_position - sliding_window + 1, 0)
+    return start, end
+
+
+@triton.jit
+def inner_range(
+    first_position, last_position, start, end, sliding_window, right_window, CAUSAL: tl.constexpr
+):  # fmt: skip
+    """The part of the keys [start, end) that every position of [first_position, last_position] sees."""
+    if CAUSAL:
+        end = tl.minimum(end, first_position + 1)
+    elif right_window is not None:
+        end = tl.minimum(end, first_position + right_window + 1)
+    if sliding_window is not None:
+        start = tl.maximum(last_position - sliding_window + 1, start)
     return start, end
 
 
@@ -106,11 +124,11 @@ def tanh(x):
 
 @triton.jit
 def shape_scores(scores, keys, positions, heads, row_mask, rules):
-    """Softcap, then ALiBi."""
+    """Softcap, then ALiBi. With a softcap, scores come in natural units; in any case they leave in base 2."""
     if rules.softcap is not None:
-        scores = rules.softcap * tanh(scores * rules.one_over_softcap)
+        scores = (rules.softcap * LOG2_E) * tanh(scores * rules.one_over_softcap)
     if rules.alibi_slopes is not None:
-        slopes = tl.load(rules.alibi_slopes + heads, mask=row_mask, other=0.0)
+        slopes = tl.load(rules.alibi_slopes + heads, mask=row_mask, other=0.0) * LOG2_E
         distance = keys[None, :] - positions[:, None]
         scores += slopes[:, None] * distance.to(tl.float32)
     return scores
@@ -123,10 +141,10 @@ def finite_maximum(maximum):
 
 
 @triton.jit
-def weight_of(logit, maximum):
-    """exp(logit - maximum) with the infinities meant: -inf weighs nothing, +inf as its own maximum weighs 1."""
+def distance_from(logit, maximum):
+    """logit - maximum with the infinities meant: -inf stays, +inf is 0 from itself."""
     stand_in = finite_maximum(maximum)
-    return tl.exp2(tl.where(logit == stand_in, 0.0, logit - stand_in) * LOG2_E)
+    return tl.where(logit == stand_in, 0.0, logit - stand_in)
 
 
 @triton.jit
@@ -134,21 +152,23 @@ def update_softmax(scores, maximum, total):
     """One step of the online softmax: (weights, factor for what was summed before, new maximum, new total)."""
     new_maximum = tl.maximum(maximum, tl.max(scores, 1))
     stand_in = finite_maximum(new_maximum)
-    weights = tl.exp2((scores - stand_in[:, None]) * LOG2_E)
-    rescale = tl.exp2((maximum - stand_in) * LOG2_E)
+    weights = tl.exp2(scores - stand_in[:, None])
+    rescale = tl.exp2(maximum - stand_in)
     return weights, rescale, new_maximum, total * rescale + tl.sum(weights, 1)
 
 
 @triton.jit
 def join_sink(maximum, total, sink):
-    """Let the sink's logit into the denominator: (factor for the values, maximum, total)."""
+    """Let the sink's logit, in natural units, into the denominator: (factor for the values, maximum, total)."""
+    sink = sink * LOG2_E
     new_maximum = tl.maximum(maximum, sink)
-    rescale = tl.exp2((maximum - finite_maximum(new_maximum)) * LOG2_E)
-    return rescale, new_maximum, total * rescale + weight_of(sink, new_maximum)
+    rescale = tl.exp2(maximum - finite_maximum(new_maximum))
+    return rescale, new_maximum, total * rescale + tl.exp2(distance_from(sink, new_maximum))
 
 
 @triton.jit
 def log_sum(maximum, total):
+    """log(exp(maximum) * total), all in natural units; -inf where there is nothing."""
     # A NaN is no empty row: it must not pass for one in a merge.
     return tl.where(total == 0.0, float("-inf"), maximum + tl.log(total))
 
@@ -189,4 +209,4 @@ def finish(values, maximum, total, rules, heads, row_mask):
         values = values * rescale[:, None]
     # Nothing visible and no sink: total is 0 and so are the values.
     out = values / tl.where(total > 0.0, total, 1.0)[:, None]
-    return out, log_sum(maximum, total)
+    return out, log_sum(maximum * LN_2, total)

@@ -55,6 +55,7 @@ class Ours:
             key_dtype=arithmetic if is_decompressed else "",
             value_dtype=arithmetic if is_decompressed else "",
             tanh="series",
+            exponent_roundings=3,  # log2(e) is folded into the softmax scale
             tile_keys=min(tile.block_n for tile in tiles),
             split_keys=tuning.plan_limits().split_base,
         )
