@@ -38,6 +38,15 @@ _SAYS = {
     Outcome.UNWRITTEN: "never written: it still holds the NaN it was born with",
 }
 
+_TOO_LARGE_TOGETHER = (
+    "each error is inside of its bound, but together they are larger than the declared roundings can make them"
+)
+_SAYS_CHECK = {
+    "sub-gaussian": "inside of its hard bound, but outside of what independent roundings make likely",
+    "row z": f"{_TOO_LARGE_TOGETHER}, within a row",
+    "case z": f"{_TOO_LARGE_TOGETHER}, over the whole case",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
@@ -52,7 +61,7 @@ class Mismatch:
     expected: float
     bound: float
     where: str  # the same place in the batch's words: request, token, position, head, dim; or block, offset, slot
-    check: str = "bound"  # what it is outside of: the hard "bound", the "bits", "sub-gaussian", "row z"
+    check: str = "bound"  # what it is outside of: the hard "bound", "sub-gaussian", "row z", "case z"
     dtype: str = ""  # of the output
     greatest: float = 0.0  # the largest absolute difference among the elements outside of their bound
     greatest_index: tuple[int, ...] = ()
@@ -65,10 +74,10 @@ class Verdict:
     case: Case
     candidate: str  # its name
     target: str = ""  # what `adapters.find` knows it by; "" for a candidate that did not come from there
-    check: str = ""  # which check failed: "bound", "bits", "sub-gaussian", "row z", or one of case.CHECKS
+    check: str = ""  # which check failed: a mismatch's, or one of case.CHECKS
     reason: str = ""  # of a decline, a crash, an out-of-bounds write, a case that was not judged
     mismatches: tuple[Mismatch, ...] = ()
-    ratios: tuple[tuple[str, float], ...] = ()  # output -> largest observed error / bound
+    ratios: tuple[tuple[str, float], ...] = ()  # output -> largest observed error / bound; "out row z" -> z ...
 
     def __bool__(self) -> bool:
         raise TypeError("a Verdict has no truth value: look at .failed or .outcome, or call .require()")
@@ -111,11 +120,13 @@ def replay_command(path: str, target: str) -> str:
 
 
 def _mismatch_lines(mismatch: Mismatch) -> list[str]:
+    if mismatch.check in ("row z", "case z"):
+        return _z_lines(mismatch)
     if not mismatch.index:
         return [f"{mismatch.output}: {mismatch.where}"]
     share = 100 * mismatch.count / mismatch.total
     lines = [
-        f"{mismatch.output}: {_SAYS.get(mismatch.outcome, mismatch.outcome.value)}",
+        f"{mismatch.output}: {_says(mismatch)}",
         f"Mismatched elements: {mismatch.count} / {mismatch.total} ({share:.3g}%)",
         f"Greatest absolute difference: {mismatch.greatest:.6g} at index {mismatch.greatest_index} "
         f"(up to {mismatch.greatest_bound:.3g} allowed)",
@@ -134,4 +145,19 @@ def _mismatch_lines(mismatch: Mismatch) -> list[str]:
         cast = format_of(mismatch.dtype)
         rounding = cast.roundoff * abs(mismatch.expected) + cast.underflow
         lines.append(f"The reference's own rounding to {mismatch.dtype} moves that value by at most {rounding:.3g}")
+    return lines
+
+
+def _says(mismatch: Mismatch) -> str:
+    return _SAYS_CHECK.get(mismatch.check) or _SAYS.get(mismatch.outcome, mismatch.outcome.value)
+
+
+def _z_lines(mismatch: Mismatch) -> list[str]:
+    lines = [
+        f"{mismatch.output}: {_says(mismatch)}",
+        f"Root mean square of error / expected size: {mismatch.actual:.4g}, up to {mismatch.bound:g} allowed",
+        f"Where: {mismatch.where}",
+    ]
+    if mismatch.index:
+        lines.insert(2, f"Rows (token, query head) above that: {mismatch.count} / {mismatch.total}")
     return lines

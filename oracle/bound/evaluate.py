@@ -22,6 +22,7 @@ from .formats import TF32, U, format_of
 from .merge import merge_bounds
 from .rows import row_bounds
 from .scores import Operands, sum_steps
+from .statistics import Gatherer, Statistics, why_not_generic
 
 if TYPE_CHECKING:
     from ..building.problem import Problem
@@ -41,11 +42,12 @@ class Expected:
     bounds: dict[str, Tensor]
     dtypes: dict[str, torch.dtype]
     exact: bool = False
+    statistics: Statistics | None = None  # of attention's out and lse, where roundings are independent
 
 
 @torch.no_grad()
 def evaluate(problem: Problem, contract: NumericContract) -> Expected:
-    """The reference in float64, once, and the hard bounds of docs/bound.md from the same intermediate values.
+    """The reference in float64, once, and the bounds of docs/bound.md from the same intermediate values.
 
     For the cache updates, `problem.pristine` (the pools as they were before the candidate ran) is brought up
     to date in place: writing the same rows twice changes nothing.
@@ -60,7 +62,8 @@ def evaluate(problem: Problem, contract: NumericContract) -> Expected:
         return _pools(problem.pristine)
     if operation == "merge_states":
         return _merged(arguments, contract)
-    return _attended(operation, arguments, contract)
+    generic = why_not_generic(problem.case, contract) is None
+    return _attended(operation, arguments, contract, Gatherer(arguments["out"], contract) if generic else None)
 
 
 def _pools(pristine: dict[str, Tensor]) -> Expected:
@@ -77,7 +80,9 @@ def _merged(arguments: dict[str, Any], contract: NumericContract) -> Expected:
     return Expected(values={"out": out, "lse": lse}, bounds={"out": out_bound, "lse": lse_bound}, dtypes=dtypes)
 
 
-def _attended(operation: str, arguments: dict[str, Any], contract: NumericContract) -> Expected:
+def _attended(
+    operation: str, arguments: dict[str, Any], contract: NumericContract, gatherer: Gatherer | None
+) -> Expected:
     out, rules = arguments["out"], arguments["rules"]
     shape = out.shape
     device = out.device
@@ -86,18 +91,22 @@ def _attended(operation: str, arguments: dict[str, Any], contract: NumericContra
     wide_lse = torch.full((shape[0] + 1, shape[1]), -torch.inf, dtype=torch.float64, device=device)
     lse_bound = torch.zeros_like(wide_lse)
     for part, operands in _ANSWERS[operation](arguments, contract):
-        part_out_bound, part_lse_bound = row_bounds(part, contract=contract, rules=rules, operands=operands)
+        part_bounds = row_bounds(part, contract=contract, rules=rules, operands=operands)
         scatter(wide_out, part.rows, part.out)
-        scatter(out_bound, part.rows, part_out_bound)
+        scatter(out_bound, part.rows, part_bounds.out)
         scatter(wide_lse, part.rows, part.weights.lse)
-        scatter(lse_bound, part.rows, part_lse_bound)
+        scatter(lse_bound, part.rows, part_bounds.lse)
+        if gatherer is not None:
+            gatherer.add(part, part_bounds)
     scales = arguments.get("scales") or Scales()
     factor = per_query_head(scales.out, shape[1])
     value, bound = stored(wide_out[:-1], out_bound[:-1], out.dtype, factor)
+    bounds = {"out": bound, "lse": lse_bound[:-1]}
     return Expected(
         values={"out": value, "lse": wide_lse[:-1]},
-        bounds={"out": bound, "lse": lse_bound[:-1]},
+        bounds=bounds,
         dtypes={"out": out.dtype, "lse": arguments["lse"].dtype},
+        statistics=None if gatherer is None else gatherer.finish(wide_out[:-1], bounds),
     )
 
 

@@ -32,18 +32,30 @@ class _Weights:
     underflow: Tensor  # 1 / (L min(1, least)): what an absolute error of an unnormalised weight is worth
 
 
-def row_bounds(answer: Answer, rules: Rules, contract: NumericContract, operands: Operands) -> tuple[Tensor, Tensor]:
-    """(bound of out [G, Hkv, g, T, Dv] before it is cast, bound of lse [G, Hkv, g, T]), float64, absolute.
+@dataclass(frozen=True)
+class RowBounds:
+    """The hard bounds, absolute, and what they were made of; float64, [G, Hkv, g, T] or [G, Hkv, g, T, Dv]."""
+
+    out: Tensor  # [..., Dv]: of the output before it is cast
+    lse: Tensor
+    scalars: RowScalars
+    least: Tensor  # the least that the weights may sum up to; 1 in exact rows
+    values: Tensor  # W [..., Dv]: sum of P |v|
+
+
+def row_bounds(answer: Answer, rules: Rules, contract: NumericContract, operands: Operands) -> RowBounds:
+    """The hard bounds of one chunk.
 
     Rows that need no arithmetic (nothing visible, a sink of +inf) get 0, but for the few roundings of a sink's
     logit that is its row's lse. Rows of which nothing can be said get inf.
     """
     scalars = row_scalars(answer, contract)
     weights = _weights(answer, contract, scalars, *score_errors(answer, rules, contract, operands, scalars))
-    out = _out_bound(answer, contract, operands, scalars, weights)
+    out, values = _out_bound(answer, contract, operands, scalars, weights)
     lse = _lse_bound(contract, scalars, weights)
     out = torch.where(scalars.exact[..., None], 0.0, torch.where(weights.hopeless[..., None], torch.inf, out))
-    return out, torch.where(weights.hopeless, torch.inf, lse)
+    lse = torch.where(weights.hopeless, torch.inf, lse)
+    return RowBounds(out, lse, scalars, weights.least, values)
 
 
 def _weights(
@@ -75,8 +87,9 @@ def _hopeless(error: Tensor, log_weight: Tensor) -> Tensor:
 
 def _out_bound(
     answer: Answer, contract: NumericContract, operands: Operands, scalars: RowScalars, weights: _Weights
-) -> Tensor:
-    cast = _probability_format(contract)
+) -> tuple[Tensor, Tensor]:
+    """(the bound before the cast, W)."""
+    cast = probability_format(contract)
     n, tiles, splits = (part[..., None] for part in (scalars.num_keys, scalars.num_tiles, scalars.num_splits))
     least, gained, underflow = (part[..., None] for part in (weights.least, weights.gained, weights.underflow))
     p, size, v = answer.weights.p, answer.out.abs(), answer.rows.v.abs()
@@ -84,7 +97,8 @@ def _out_bound(
     # Numerator and denominator share the errors of the weights: what moves is sum P (rho - 1) (v - o).
     shifted = weigh(weights.moved, v)
     bound = (shifted + gained * size) / least
-    weighed = (weigh(p, v) + shifted) / least
+    values = weigh(p, v)
+    weighed = (values + shifted) / least
     rounded = format_of(contract.value_dtype) if contract.value_dtype else EXACT
     if operands.value_error is not None:
         wrong = weigh(p + weights.moved, operands.value_error) / least
@@ -93,8 +107,8 @@ def _out_bound(
         wrong = rounded.underflow * (p + weights.moved).sum(dim=-1)[..., None] / least
         bound, weighed = bound + wrong, weighed + wrong
 
-    # P and V are rounded, P may underflow, and their products are added up: 17 aligned addends per 16 keys.
-    adding = torch.expm1((1.1 * n + tiles) * contract.u_value)
+    # P and V are rounded, P may underflow, and their products are added up.
+    adding = torch.expm1(value_steps(n, tiles) * contract.u_value)
     u_value = rounded.roundoff + (TF32 if contract.tf32 else 0.0)
     bound = bound + ((1 + cast.roundoff) * (1 + u_value) * (1 + adding) - 1) * weighed
     if cast.underflow > 0:
@@ -108,7 +122,13 @@ def _out_bound(
     if contract.split_keys is not None:
         bound = bound + (contract.u_partial + (splits + 4) * U) * (weighed + size + 2 * bound)
     bound = bound + (DIVISION_ROUNDINGS + 2 * operands.value_scales) * U * (size + bound)
-    return bound + (2 * n + tiles + splits) * FLUSH * underflow * _largest(v).clamp(min=1.0)
+    bound = bound + (2 * n + tiles + splits) * FLUSH * underflow * _largest(v).clamp(min=1.0)
+    return bound, values
+
+
+def value_steps(num_keys: Tensor, num_tiles: Tensor) -> Tensor:
+    """Roundings of P @ V's sums, every one at its worst: 17 aligned addends for every 16 keys, and one per tile."""
+    return 1.1 * num_keys + num_tiles
 
 
 def _lost_values(answer: Answer, v: Tensor, cast: Format) -> Tensor:
@@ -129,7 +149,7 @@ def _lse_bound(contract: NumericContract, scalars: RowScalars, weights: _Weights
     bound = torch.maximum(torch.log1p(weights.gained), -torch.log(weights.least))
     bound = bound + (scalars.num_keys + scalars.num_tiles) * contract.u_sum
     if contract.cast_denominator:
-        cast = _probability_format(contract)
+        cast = probability_format(contract)
         bound = bound + cast.roundoff * (1 + cast.roundoff) + cast.underflow * weights.underflow * scalars.num_keys
     size = scalars.lse.abs() + scalars.maximum.abs()
     bound = bound + U * (6 * size + 8 * (scalars.num_splits + 2))
@@ -137,7 +157,7 @@ def _lse_bound(contract: NumericContract, scalars: RowScalars, weights: _Weights
     return torch.where(scalars.exact, sink_alone, bound)
 
 
-def _probability_format(contract: NumericContract) -> Format:
+def probability_format(contract: NumericContract) -> Format:
     """What P goes through before P @ V; float32 is what exp already gave, and costs nothing."""
     if contract.p_dtype == "float32":
         return Format(TF32, 0.0, float("inf")) if contract.tf32 else EXACT
