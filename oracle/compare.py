@@ -15,7 +15,7 @@ the narrower bounds of `bound/statistics.py`, and the z scores of rows and of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +27,7 @@ from .building.poison import is_unwritten
 from .formats import INTEGERS, name_of
 from .locate import locate
 from .verdict import Mismatch, Outcome
-from .z_scores import LIMITS, describe, z_scores
+from .z_scores import CASE_Z, LIMITS, ROW_Z, SUB_GAUSSIAN, describe, z_scores
 
 if TYPE_CHECKING:
     from .building.problem import Problem
@@ -38,7 +38,7 @@ Check = tuple[str, str]  # output, what it is held to
 
 @dataclass(frozen=True, kw_only=True)
 class _Difference:
-    """How one output differs, element by element, on its own device; of a z score, row by row."""
+    """How one output differs, element by element, on its own device."""
 
     bad: Tensor  # bool
     ratio: Tensor | None = None  # float64: error / bound; inf for NaN and where the bound is 0; None for pools
@@ -57,39 +57,33 @@ def compare(actual: dict[str, Tensor], expected: Expected, problem: Problem) -> 
     wrong = [mismatch for name in expected.values for mismatch in _form(name, actual, expected)]
     malformed = {mismatch.output for mismatch in wrong}
     names = [name for name in expected.values if name not in malformed]
-    differences: dict[Check, _Difference] = {
-        (name, "bound"): _difference(actual[name], expected, name) for name in names
-    }
-    if expected.statistics is not None and not malformed:
-        differences |= _statistical(differences, expected.statistics)
-    summary = dict(zip(differences, _summary(list(differences.values())), strict=True))
-    failed = [key for key, (count, _) in summary.items() if count]
-    # Statistics say what a hard bound cannot, and nothing more where one is broken.
-    for key in [key for key in failed if key[1] == "bound"] or failed:
-        wrong.append(_describe(key, actual, expected, differences[key], problem))
-    return tuple(wrong), _ratios(expected, {key: ratio for key, (_, ratio) in summary.items()})
+    differences = {name: _difference(actual[name], expected, name) for name in names}
+    statistics = expected.statistics if not malformed else None
+    scores = {} if statistics is None else _scores(differences, statistics)
+    counts, ratios, largest = _summary(differences, scores)
+    failed = [name for name in names if counts[name]]
+    for name in failed:
+        wrong.append(_describe(name, actual[name], expected, differences[name], problem))
+    if not wrong and statistics is not None:  # where a hard bound is broken they say nothing more
+        for check, score in scores.items():
+            if largest[check] > LIMITS[check[1]]:
+                wrong.append(_describe_score(check, score, actual, expected, problem))
+    plain = [(name, ratios.get(name, float("inf"))) for name in expected.values]
+    # A z of 0 is that of too few errors.
+    others = [(" ".join(check), score) for check, score in largest.items() if score > 0 or check[1] == SUB_GAUSSIAN]
+    return tuple(wrong), (*plain, *others)
 
 
-def _statistical(hard: dict[Check, _Difference], statistics: Statistics) -> dict[Check, _Difference]:
-    """The same errors held to what independent roundings allow."""
-    found: dict[Check, _Difference] = {}
+def _scores(differences: dict[str, _Difference], statistics: Statistics) -> dict[Check, Tensor]:
+    """What must stay below `LIMITS`: the same errors in units of what independent roundings allow, or expect."""
+    scores: dict[Check, Tensor] = {}
     for name, bound in statistics.bounds.items():
-        error = hard[name, "bound"].error
+        error = differences[name].error
         assert error is not None
-        ratio = torch.where((error == 0) | bound.isinf(), 0.0, error / bound)
-        found[name, "sub-gaussian"] = _Difference(bad=~(error <= bound), ratio=ratio, error=error, bound=bound)
+        scores[name, SUB_GAUSSIAN] = (error / bound).masked_fill((error == 0) | bound.isinf(), 0.0)
         if name == "out":
-            scores = z_scores(error, statistics)
-            for check, z in (("row z", scores.rows), ("case z", scores.case)):
-                found[name, check] = _Difference(bad=z > LIMITS[check], ratio=z)
-    return found
-
-
-def _ratios(expected: Expected, found: dict[Check, float]) -> Ratios:
-    """Of every output that is expected, inf for what has another form; then of what else it was held to."""
-    plain = [(name, found.get((name, "bound"), float("inf"))) for name in expected.values]
-    others = [(f"{name} {check}", ratio) for (name, check), ratio in found.items() if check != "bound"]
-    return *plain, *((label, ratio) for label, ratio in others if ratio > 0 or not label.endswith(" z"))
+            scores[name, ROW_Z], scores[name, CASE_Z] = z_scores(error, statistics)
+    return scores
 
 
 def _form(name: str, actual: dict[str, Tensor], expected: Expected) -> list[Mismatch]:
@@ -138,29 +132,45 @@ def _difference(actual: Tensor, expected: Expected, name: str) -> _Difference:
     return _Difference(bad=~within, ratio=ratio, error=error, bound=bound)
 
 
-def _summary(differences: list[_Difference]) -> list[tuple[int, float]]:
-    """(bad elements, largest ratio) of each output, in one transfer."""
-    if not differences:
-        return []
-    rows = []
-    for difference in differences:
+def _summary(
+    differences: dict[str, _Difference], scores: dict[Check, Tensor]
+) -> tuple[dict[str, int], dict[str, float], dict[Check, float]]:
+    """Of each output its bad elements and its largest ratio, and the largest of each score, in one transfer."""
+    numbers = []
+    for difference in differences.values():
         count = difference.bad.sum().double()
         if difference.ratio is None:
-            ratio = torch.where(count > 0, torch.inf, 0.0)
+            numbers += [count, torch.where(count > 0, torch.inf, 0.0).double()]
         else:
-            ratio = difference.ratio.amax() if difference.bad.numel() else torch.zeros_like(count)
-        rows.append(torch.stack((count, ratio.double())))
-    return [(int(count), ratio) for count, ratio in torch.stack(rows).tolist()]
+            numbers += [count, _largest(difference.ratio)]
+    numbers += [_largest(score) for score in scores.values()]
+    found = torch.stack(numbers).tolist() if numbers else []
+    hard = 2 * len(differences)
+    return (
+        {name: int(count) for name, count in zip(differences, found[:hard:2], strict=True)},
+        dict(zip(differences, found[1:hard:2], strict=True)),
+        dict(zip(scores, found[hard:], strict=True)),
+    )
 
 
-def _describe(
-    key: Check, outputs: dict[str, Tensor], expected: Expected, difference: _Difference, problem: Problem
+def _largest(ratios: Tensor) -> Tensor:
+    return ratios.amax() if ratios.numel() else ratios.new_zeros(())
+
+
+def _describe_score(
+    check: Check, score: Tensor, actual: dict[str, Tensor], expected: Expected, problem: Problem
 ) -> Mismatch:
-    """The output's mismatch, told by the element (of a z score, the row) that is furthest outside of its bound."""
-    name, check = key
-    actual = outputs[name]
-    if check in LIMITS and difference.ratio is not None:
-        return describe(check, difference.ratio, actual, problem)
+    """The output's mismatch where only the statistics are broken."""
+    name, kind = check
+    if kind != SUB_GAUSSIAN:
+        return describe(kind, score, actual[name], problem)
+    assert expected.statistics is not None
+    difference = _Difference(bad=score > LIMITS[kind], ratio=score, bound=expected.statistics.bounds[name])
+    return replace(_describe(name, actual[name], expected, difference, problem), check=kind)
+
+
+def _describe(name: str, actual: Tensor, expected: Expected, difference: _Difference, problem: Problem) -> Mismatch:
+    """The output's mismatch, told by the element that is furthest outside of its bound."""
     rows = difference.bad.nonzero()
     places = tuple(rows.T)
     found, due = _take(actual, places), _take(expected.values[name], places)
@@ -184,7 +194,6 @@ def _describe(
         expected=float(due[worst]),
         bound=float(bound[worst]),
         where=locate(problem, name, index),
-        check=check,
         dtype=name_of(actual.dtype),
         greatest=float(error[greatest]),
         greatest_index=_ints(rows[greatest]),

@@ -81,8 +81,8 @@ class Gatherer:
         self.cast, self.contract = format_of(out.dtype), contract
         self.u_p = probability_format(contract).roundoff
         self.u_v = format_of(contract.value_dtype).roundoff if contract.value_dtype else 0.0
-        # Of each row: per element what counts at its worst, and the standard deviation of the rest; then by how
-        # much the bound of its lse is narrower, and whether it is counted.
+        # Of each row: per element what counts at its worst, and the variance of the rest; then by how much the
+        # bound of its lse is narrower, and whether it is counted.
         columns = 2 * self.width + 2
         self.rows = torch.zeros(num_tokens + 1, num_query_heads, columns, dtype=torch.float64, device=out.device)
 
@@ -92,58 +92,59 @@ class Gatherer:
         From the hard bound is taken off what it has too much: the roundings of P and V, and what of the sums'
         roundings is not one-sided. What is left, with all products of several errors in it, counts at its worst.
         """
-        scalars, least = bounds.scalars, bounds.least[..., None]
-        n, tiles = scalars.num_keys, scalars.num_tiles
-        worst, likely = (torch.expm1(steps * self.contract.u_value) for steps in self._value_steps(n, tiles))
-        excess = (1 + self.u_p) * (1 + self.u_v) * (worst - likely) + self.u_p + self.u_v
-        summing = self._row_sum_excess(n + tiles)
-        linear = bounds.out - excess[..., None] * bounds.values / least - summing[..., None] * answer.out.abs()
-        random, counted = torch.zeros_like(linear), ~scalars.exact
+        exact, n, tiles = bounds.scalars.exact, bounds.scalars.num_keys, bounds.scalars.num_tiles
+        in_row_sum = self._row_sum_excess(n + tiles)
+        in_values = (1 + self.u_p) * (1 + self.u_v) * self._value_excess(n, tiles) + (self.u_p + self.u_v)
+        in_values = (in_values / bounds.least)[..., None]
+        linear = torch.addcmul(bounds.out, in_values, bounds.values, value=-1)
+        linear = torch.addcmul(linear, in_row_sum[..., None], answer.out.abs(), value=-1)
+        variance, counted = torch.zeros_like(linear), ~exact
         if self.u_p > 0 or self.u_v > 0:
+            # Of relative errors that are uniform up to the roundoffs of a weight and a value.
+            of_one = (self.u_p**2 + self.u_v**2) / 3
             squares = answer.weights.p.square()
-            random = weigh(squares, answer.rows.v.square()).sqrt() * self._deviation / least
+            variance = weigh(squares, answer.rows.v.square()) * (of_one / bounds.least.square())[..., None]
             if self.u_p > 0:
                 counted = counted & _many_matter(squares)
-        narrower = torch.where(scalars.exact, 0.0, summing)
-        scatter(self.rows, answer.rows, torch.cat((linear, random, narrower[..., None], counted[..., None]), dim=-1))
+        narrower = in_row_sum.masked_fill(exact, 0.0)
+        columns = torch.cat((linear, variance, narrower[..., None], counted[..., None]), dim=-1)
+        scatter(self.rows, answer.rows, columns)
 
     def finish(self, out: Tensor, bounds: dict[str, Tensor]) -> Statistics:
         """`out` [num_tokens, num_query_heads, head_size_v] before its cast, and the hard bounds after it."""
-        linear, random, rest = self.rows[:-1].split((self.width, self.width, 2), dim=-1)
-        size = out.abs()
-        # Equal weights are rounded alike: that moves every output by as much as its own part of them.
-        bound = linear + LAMBDA * random + self.u_p * size
-        bound = bound + self.cast.roundoff * (size + bound) + self.cast.underflow
-        hard = bounds["out"]
-        bound = torch.where(hard.isinf(), torch.inf, torch.minimum(bound, hard))
-        spacing = (2 * self.cast.roundoff * _power_of_two(size)).clamp(min=2 * self.cast.underflow)
-        variance = random.square() + (linear / 3).square() + spacing.square() / 12
+        linear, variance, rest = self.rows[:-1].split((self.width, self.width, 2), dim=-1)
+        size, hard, cast = out.abs(), bounds["out"], self.cast
+        # Equal weights are rounded alike, which moves every output by the same part of itself.
+        bound = linear + LAMBDA * variance.sqrt() + self.u_p * size
+        bound = bound + cast.roundoff * (size + bound) + cast.underflow
+        bound = torch.minimum(bound, hard).masked_fill(hard.isinf(), torch.inf)
+        spacing = (2 * cast.roundoff * _power_of_two(size)).clamp(min=2 * cast.underflow)
+        variance = variance + (linear / 3).square() + spacing.square() / 12
         narrower, counted = rest.unbind(dim=-1)
         return Statistics(
             bounds={"out": bound, "lse": bounds["lse"] - narrower}, sigma=variance.sqrt(), counted=counted > 0
         )
 
-    @property
-    def _deviation(self) -> float:
-        """Of the relative errors of one weight and one value, both uniform up to their roundoffs."""
-        return math.hypot(self.u_p, self.u_v) / math.sqrt(3)
-
-    def _value_steps(self, num_keys: Tensor, num_tiles: Tensor) -> tuple[Tensor, Tensor]:
-        """Roundings of P @ V's sums that count: at their worst, and as they are.
+    def _value_excess(self, num_keys: Tensor, num_tiles: Tensor) -> Tensor:
+        """Relative to sum P |v|: what the hard bound allows the sums of P @ V beyond what they do.
 
         A tensor core truncates its sum once for every 16 keys, always towards zero; the 16 products, which it
         truncates before, have signs of their own. Where each addition is rounded to nearest, all cancel.
         """
+        u_value = self.contract.u_value
         worst = value_steps(num_keys, num_tiles)
-        if self.contract.u_value <= U:
-            return worst, torch.minimum(worst, LAMBDA * (num_keys + num_tiles).sqrt())
-        return worst, torch.minimum(worst, num_keys / 16 + num_tiles + LAMBDA * num_keys.sqrt())
+        if u_value <= U:
+            likely = LAMBDA * (num_keys + num_tiles).sqrt()
+        else:
+            likely = num_keys / 16 + num_tiles + LAMBDA * num_keys.sqrt()
+        return u_value * (worst - likely).clamp(min=0)
 
     def _row_sum_excess(self, additions: Tensor) -> Tensor:
-        """Relative; what the hard bound allows the row sum beyond independent roundings. None if they truncate."""
-        if self.contract.u_sum > U:
+        """Relative: the same of the row sum, which has one sign; nothing where its additions truncate."""
+        u_sum = self.contract.u_sum
+        if u_sum > U:
             return torch.zeros_like(additions)
-        return self.contract.u_sum * (additions - LAMBDA * additions.sqrt()).clamp(min=0)
+        return u_sum * (additions - LAMBDA * additions.sqrt()).clamp(min=0)
 
 
 def _many_matter(squares: Tensor) -> Tensor:
