@@ -31,8 +31,9 @@ ROW_ELEMENTS = 64
 CASE_ROWS = 64
 CASE_ELEMENTS = 4096
 
-# The elements of a row share the roundings of its weights: rows where fewer than so many matter are not counted.
-EFFECTIVE_KEYS = 8
+# The elements of a row share the roundings of its weights, and values of few bits that one weight multiplies are
+# rounded alike: rows of which fewer than so many keys make up the answer are not counted.
+EFFECTIVE_KEYS = 16
 
 _EXPONENT = 0x7FF0000000000000  # the bits of a float64 that hold its exponent
 
@@ -98,15 +99,14 @@ class Gatherer:
         in_values = (in_values / bounds.least)[..., None]
         linear = torch.addcmul(bounds.out, in_values, bounds.values, value=-1)
         linear = torch.addcmul(linear, in_row_sum[..., None], answer.out.abs(), value=-1)
-        variance, counted = torch.zeros_like(linear), ~exact
+        squares = answer.weights.p.square()
         if self.u_p > 0 or self.u_v > 0:
             # Of relative errors that are uniform up to the roundoffs of a weight and a value.
             of_one = (self.u_p**2 + self.u_v**2) / 3
-            squares = answer.weights.p.square()
             variance = weigh(squares, answer.rows.v.square()) * (of_one / bounds.least.square())[..., None]
-            if self.u_p > 0:
-                counted = counted & _many_matter(squares)
-        narrower = in_row_sum.masked_fill(exact, 0.0)
+        else:
+            variance = torch.zeros_like(linear)
+        narrower, counted = in_row_sum.masked_fill(exact, 0.0), _many_matter(squares) & ~exact
         columns = torch.cat((linear, variance, narrower[..., None], counted[..., None]), dim=-1)
         scatter(self.rows, answer.rows, columns)
 

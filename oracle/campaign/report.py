@@ -7,12 +7,15 @@ from typing import Any
 
 from ..case import Case
 from .parameters import BY_NAME
+from .spread import quantile
 from .summary import Summary
 from .tally import Tally, median
 
 SCHEMA = 1
 SHOWN_FINDINGS = 20
 SHOWN_REASONS = 5
+RATIOS = ("out", "lse", "out sub-gaussian", "lse sub-gaussian", "out row z", "out case z")  # as compare names them
+QUANTILES = {"median": 0.5, "99%": 0.99, "99.9%": 0.999}
 
 
 def opening(summary: Summary) -> str:
@@ -101,12 +104,32 @@ def _ratio_table(tally: Tally) -> str:
     labels = sorted({label for label, output in tally.worst if output in ("out", "lse")})
     if not labels:
         return ""
-    rows: list[tuple[str, ...]] = [("largest observed/bound", "out", "lse")]
+    shown = [output for output in RATIOS if any(label[1] == output for label in tally.worst)]
+    rows: list[tuple[str, ...]] = [("largest observed/bound", *shown)]
     for label in labels:
-        ratios = (tally.worst.get((label, output)) for output in ("out", "lse"))
+        ratios = (tally.worst.get((label, output)) for output in shown)
         rows.append((label, *("-" if found is None else f"{found[0]:.3f}" for found in ratios)))
-    width = max(len(row[0]) for row in rows)
-    return "\n".join(f"{name:<{width}}  {out:>6}  {lse:>6}" for name, out, lse in rows)
+    widths = [max(6, *map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    )
+
+
+def _spread(tally: Tally) -> list[dict[str, Any]]:
+    """Of each output and number formats: cases that agreed, and quantiles of each case's largest ratio."""
+    return [
+        {
+            "formats": label,
+            "output": output,
+            "cases": sum(bins.values()),
+            **{name: quantile(bins, share) for name, share in QUANTILES.items()},
+            "largest": tally.worst[label, output][0],
+        }
+        for (label, output), bins in sorted(tally.spread.items(), key=lambda item: item[0])
+    ]
 
 
 def to_json(summary: Summary) -> str:
@@ -144,6 +167,7 @@ def _body(summary: Summary) -> dict[str, Any]:
             {"formats": label, "output": output, "ratio": ratio, "case": _case(case)}
             for (label, output), (ratio, case) in sorted(tally.worst.items(), key=lambda item: item[0])
         ],
+        "spread": _spread(tally),
         "findings": [
             {
                 "operation": finding.failure.case.spec.operation,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from ..case import FLOAT8, Case, Spec
 from ..verdict import Outcome, Verdict
 from .pairs import Model, PairCounter, Trait
+from .spread import bin_of
 from .traits import LONG, compile_key, traits, visible_keys
 
-Label = tuple[str, str]  # number formats, output
+Label = tuple[str, str]  # number formats, output (or what it is held to: "out row z")
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Tally:
     tokens: Counter[int] = field(default_factory=Counter)  # tokens of a case -> cases
     visible: Counter[int] = field(default_factory=Counter)  # keys that one token of a case sees at most -> cases
     worst: dict[Label, tuple[float, Case]] = field(default_factory=dict)  # largest observed/bound of what agrees
+    spread: dict[Label, Counter[int]] = field(default_factory=dict)  # bin of a case's largest (`spread`) -> cases
 
     def add(self, verdict: Verdict, model: Model) -> None:
         if verdict.outcome is Outcome.DECLINED:
@@ -47,7 +49,10 @@ class Tally:
         self.visible[visible_keys(case)] += 1
         if verdict.outcome is Outcome.AGREES:
             for output, ratio in verdict.ratios:
-                self._raise((formats(case.spec), output), ratio, case)
+                label = formats(case.spec), output
+                self._raise(label, ratio, case)
+                if math.isfinite(ratio):
+                    self.spread.setdefault(label, Counter())[bin_of(ratio)] += 1
 
     def merge(self, other: Tally) -> None:
         self.cases += other.cases
@@ -57,6 +62,8 @@ class Tally:
         self.keys |= other.keys
         for label, (ratio, case) in other.worst.items():
             self._raise(label, ratio, case)
+        for label, bins in other.spread.items():
+            self.spread.setdefault(label, Counter()).update(bins)
 
     def _raise(self, label: Label, ratio: float, case: Case) -> None:
         held = self.worst.get(label)
