@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -72,7 +72,10 @@ def test_reference_agrees_with_itself_in_float8_out(operation: str) -> None:
 def test_verdict_of_agreement_carries_the_ratios() -> None:
     verdict = judge(ATTENTION, Reference())
     assert verdict.outcome is Outcome.AGREES
-    assert [name for name, _ in verdict.ratios] == ["out", "lse"]
+    names = ["out", "lse", "out sub-gaussian", "lse sub-gaussian"]  # and no z: there are too few rows
+    assert [name for name, _ in verdict.ratios] == names
+    designed = judge(replace(ATTENTION, recipe="one_hot"), Reference())
+    assert [name for name, _ in designed.ratios] == names[:2]
     assert all(0 <= ratio <= 1 for _, ratio in verdict.ratios)
 
 

@@ -118,18 +118,15 @@ def _ratio_table(tally: Tally) -> str:
     )
 
 
-def _spread(tally: Tally) -> list[dict[str, Any]]:
+def spread(tally: Tally) -> list[dict[str, Any]]:
     """Of each output and number formats: cases that agreed, and quantiles of each case's largest ratio."""
-    return [
-        {
-            "formats": label,
-            "output": output,
-            "cases": sum(bins.values()),
-            **{name: quantile(bins, share) for name, share in QUANTILES.items()},
-            "largest": tally.worst[label, output][0],
-        }
-        for (label, output), bins in sorted(tally.spread.items(), key=lambda item: item[0])
-    ]
+    found = []
+    for (label, output), bins in sorted(tally.spread.items(), key=lambda item: item[0]):
+        largest = tally.worst[label, output][0]
+        quantiles = {name: min(largest, quantile(bins, share)) for name, share in QUANTILES.items()}
+        cases = sum(bins.values())
+        found.append({"formats": label, "output": output, "cases": cases, **quantiles, "largest": largest})
+    return found
 
 
 def to_json(summary: Summary) -> str:
@@ -167,7 +164,7 @@ def _body(summary: Summary) -> dict[str, Any]:
             {"formats": label, "output": output, "ratio": ratio, "case": _case(case)}
             for (label, output), (ratio, case) in sorted(tally.worst.items(), key=lambda item: item[0])
         ],
-        "spread": _spread(tally),
+        "spread": spread(tally),
         "findings": [
             {
                 "operation": finding.failure.case.spec.operation,
