@@ -2,10 +2,12 @@
 
     PYTHONPATH=tests/checkout python benchmarks/calibration.py [--cases 100000] [--seconds S] [--device cuda]
         [--workers N] [--seed S] [--target NAME] [--json FILE]
+    PYTHONPATH=tests/checkout:. python benchmarks/calibration.py --simulated 3000
 
 `fuzz` with the cases left out of which the statistics say nothing. Prints, for each kind of number formats, the cases
 and the quantiles of each case's largest figure; `--json` writes the campaign's whole summary. A case outside of a limit
-is a finding, as in `fuzz`; then, and if no case was judged, this ends with exit code 1.
+is a finding, as in `fuzz`; then, and if no case was judged, this ends with exit code 1. `--simulated` judges so many
+draws of tests/test_statistics.py instead, each with a kernel that keeps to the arithmetic drawn for it.
 """
 
 from __future__ import annotations
@@ -16,13 +18,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pageproof.oracle import judge
 from pageproof.oracle.adapters import find
 from pageproof.oracle.bound.statistics import why_not_generic
 from pageproof.oracle.campaign import report
+from pageproof.oracle.campaign.pairs import MODEL
 from pageproof.oracle.campaign.runner import run
 from pageproof.oracle.campaign.summary import Options
+from pageproof.oracle.campaign.tally import Tally
 from pageproof.oracle.candidate import NumericContract
 from pageproof.oracle.case import Case
+from pageproof.oracle.verdict import Outcome
 
 TARGET = "PAGEPROOF_CALIBRATION_TARGET"  # workers are processes of their own, and learn the target from here
 
@@ -53,28 +61,40 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--target", default="ours")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--simulated", type=int, default=0)
     options = parser.parse_args()
+    if options.simulated:
+        return simulated(options.simulated)
     os.environ[TARGET] = options.target
-    summary = run(
-        Options(
-            target="calibration:Generic",
-            device=options.device,
-            seconds=options.seconds,
-            seed=options.seed,
-            workers=options.workers,
-            cases=options.cases,
-        )
-    )
+    asked = {name: getattr(options, name) for name in ("device", "seconds", "seed", "workers", "cases")}
+    summary = run(Options(target="calibration:Generic", **asked))
     if options.json is not None:
         options.json.write_text(report.to_json(summary))
-    print(
-        f"{'number formats':28}{'of':20}{'cases':>8}" + "".join(f"{name:>9}" for name in (*report.QUANTILES, "largest"))
-    )
-    for part in report.spread(summary.tally):
-        figures = "".join(f"{part[name]:9.3f}" for name in (*report.QUANTILES, "largest"))
-        print(f"{part['formats']:28}{part['output']:20}{part['cases']:8,}{figures}")
+    print(table(summary.tally))
     print(report.closing(summary))
     return 1 if len(summary.findings) or not summary.tally.cases else 0
+
+
+def simulated(draws: int) -> int:
+    from tests.simulated_kernel import Simulated
+    from tests.test_statistics import draw
+
+    tally = Tally()
+    for seed in range(draws):
+        case, arithmetic, tensor_core = draw(seed)
+        tally.add(judge(case, Simulated(arithmetic, seed=seed, tensor_core=tensor_core)), MODEL)
+    print(table(tally))
+    print(f"{draws:,} draws, {tally.long_share:.0%} >= 1024 keys, torch {torch.__version__}: {dict(tally.outcomes)}")
+    return 0 if tally.outcomes[Outcome.AGREES] == draws else 1
+
+
+def table(tally: Tally) -> str:
+    names = (*report.QUANTILES, "largest")
+    lines = [f"{'number formats':28}{'of':20}{'cases':>8}" + "".join(f"{name:>9}" for name in names)]
+    for part in report.spread(tally):
+        figures = "".join(f"{part[name]:9.3f}" for name in names)
+        lines.append(f"{part['formats']:28}{part['output']:20}{part['cases']:8,}{figures}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

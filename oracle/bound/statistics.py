@@ -154,4 +154,4 @@ def _many_matter(squares: Tensor) -> Tensor:
 
 def _power_of_two(size: Tensor) -> Tensor:
     """The largest power of two that is no larger; 0 of 0 and of float64's subnormals."""
-    return (size.view(torch.int64) & _EXPONENT).view(torch.float64)
+    return size.view(torch.int64).bitwise_and(_EXPONENT).view(torch.float64)
