@@ -149,7 +149,8 @@ class Gatherer:
 
 def _many_matter(squares: Tensor) -> Tensor:
     """[..., L] squared weights: whether their roundings come to those of `EFFECTIVE_KEYS` equal keys or more."""
-    return squares.sum(dim=-1) >= math.sqrt(EFFECTIVE_KEYS) * torch.linalg.vector_norm(squares, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(squares, dim=-1)
+    return squares.sum(dim=-1) >= math.sqrt(EFFECTIVE_KEYS) * norm
 
 
 def _power_of_two(size: Tensor) -> Tensor:
