@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Places:
     keys: Tensor  # [G, L] int64: j
     visible: Tensor  # [G, T, L] bool: by causality, windows and query bias; False in every row that is not valid
     query_bias: Tensor | None  # [G, T, L] float64, 0 where there is no entry or the key is not visible
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """[G, T, L] bool: where no key is visible."""
+        return ~self.visible
 
     @property
     def readable(self) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ...reference.attention import Answer, answer, attention_rows, scatter
+from ...reference.attention import Answer, answer, attention_rows
 from ...reference.casting import per_query_head
 from ...reference.kv_cache import update_kv_cache, update_mla_cache
 from ...reference.merge import merge_states
@@ -22,7 +22,8 @@ from .formats import TF32, U, format_of
 from .merge import merge_bounds
 from .rows import row_bounds
 from .scores import Operands, sum_steps
-from .statistics import Gatherer, Statistics, why_not_generic
+from .statistics import Statistics, statistics, why_not_generic
+from .sums import Collector
 
 if TYPE_CHECKING:
     from ..building.problem import Problem
@@ -62,8 +63,7 @@ def evaluate(problem: Problem, contract: NumericContract) -> Expected:
         return _pools(problem.pristine)
     if operation == "merge_states":
         return _merged(arguments, contract)
-    generic = why_not_generic(problem.case, contract) is None
-    return _attended(operation, arguments, contract, Gatherer(arguments["out"], contract) if generic else None)
+    return _attended(problem, contract)
 
 
 def _pools(pristine: dict[str, Tensor]) -> Expected:
@@ -80,33 +80,24 @@ def _merged(arguments: dict[str, Any], contract: NumericContract) -> Expected:
     return Expected(values={"out": out, "lse": lse}, bounds={"out": out_bound, "lse": lse_bound}, dtypes=dtypes)
 
 
-def _attended(
-    operation: str, arguments: dict[str, Any], contract: NumericContract, gatherer: Gatherer | None
-) -> Expected:
+def _attended(problem: Problem, contract: NumericContract) -> Expected:
+    arguments = problem.arguments
     out, rules = arguments["out"], arguments["rules"]
-    shape = out.shape
-    device = out.device
-    wide_out = torch.zeros(shape[0] + 1, shape[1], shape[2], dtype=torch.float64, device=device)
-    out_bound = torch.zeros_like(wide_out)
-    wide_lse = torch.full((shape[0] + 1, shape[1]), -torch.inf, dtype=torch.float64, device=device)
-    lse_bound = torch.zeros_like(wide_lse)
-    for part, operands in _ANSWERS[operation](arguments, contract):
-        part_bounds = row_bounds(part, contract=contract, rules=rules, operands=operands)
-        scatter(wide_out, part.rows, part.out)
-        scatter(out_bound, part.rows, part_bounds.out)
-        scatter(wide_lse, part.rows, part.weights.lse)
-        scatter(lse_bound, part.rows, part_bounds.lse)
-        if gatherer is not None:
-            gatherer.add(part, part_bounds)
+    generic = why_not_generic(problem.case, contract) is None
+    collector = Collector(out, contract, with_squares=generic, with_wrong="w_uv" in arguments)
+    operands = Operands()
+    for part, operands in _ANSWERS[problem.case.spec.operation](arguments, contract):
+        collector.add(part, rules, operands)
+    sums = collector.finish()
+    rows = row_bounds(sums, rules, contract, operands)
     scales = arguments.get("scales") or Scales()
-    factor = per_query_head(scales.out, shape[1])
-    value, bound = stored(wide_out[:-1], out_bound[:-1], out.dtype, factor)
-    bounds = {"out": bound, "lse": lse_bound[:-1]}
+    value, bound = stored(sums.out, rows.out, out.dtype, per_query_head(scales.out, out.shape[1]))
+    bounds = {"out": bound, "lse": rows.lse}
     return Expected(
-        values={"out": value, "lse": wide_lse[:-1]},
+        values={"out": value, "lse": sums.lse},
         bounds=bounds,
         dtypes={"out": out.dtype, "lse": arguments["lse"].dtype},
-        statistics=None if gatherer is None else gatherer.finish(wide_out[:-1], bounds),
+        statistics=statistics(sums, rows, bounds, format_of(out.dtype), contract) if generic else None,
     )
 
 
@@ -123,14 +114,15 @@ def stored(value: Tensor, bound: Tensor, dtype: torch.dtype, scale: Tensor | Non
     if dtype == FLOAT8:
         value = value.clamp(-FLOAT8_LARGEST, FLOAT8_LARGEST)
     size = value.abs()
+    largest = size + bound
     cast = format_of(dtype)
-    rounded = bound + cast.roundoff * (size + bound) + cast.underflow
-    rounded = torch.where((bound == 0) & (size == 0), 0.0, rounded)
+    rounded = torch.add(bound, largest, alpha=cast.roundoff).add_(cast.underflow).masked_fill_(largest == 0, 0.0)
     if math.isinf(cast.overflow):
         return value, rounded
-    rounded = torch.where(size + bound >= cast.overflow, torch.inf, rounded)
+    rounded.masked_fill_(largest >= cast.overflow, torch.inf)
     overflows = size - bound >= cast.overflow
-    return torch.where(overflows, value.sign() * torch.inf, value), torch.where(overflows, 0.0, rounded)
+    infinite = value.masked_fill(overflows, torch.inf).copysign_(value)
+    return infinite, rounded.masked_fill_(overflows, 0.0)
 
 
 def _attention_answers(arguments: dict[str, Any], contract: NumericContract) -> Iterator[tuple[Answer, Operands]]:

@@ -7,17 +7,16 @@ It holds for generic values only (`why_not_generic`), and is asked beside the ha
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...reference.attention import Answer, scatter, weigh
 from ..candidate import NumericContract
 from ..case import FLOAT8, Case
-from .formats import U, format_of
-from .rows import RowBounds, probability_format, value_steps
+from .formats import Format, U, format_of
+from .rows import RowBounds, value_steps
+from .sums import RowSums, probability_format
 
 # A sum of independent roundings leaves so many standard deviations once in 4e13 times: 2 exp(-LAMBDA**2 / 2).
 LAMBDA = 8.0
@@ -73,84 +72,57 @@ def why_not_generic(case: Case, contract: NumericContract) -> str | None:
     return None
 
 
-class Gatherer:
-    """Collects the rows of a case chunk by chunk, and makes its `Statistics` of them."""
+def statistics(
+    sums: RowSums, rows: RowBounds, bounds: dict[str, Tensor], cast: Format, contract: NumericContract
+) -> Statistics:
+    """`rows`: the hard bounds before the cast to the output's format, `bounds`: after it.
 
-    def __init__(self, out: Tensor, contract: NumericContract) -> None:
-        """`out`: the output [num_tokens, num_query_heads, head_size_v] of the case."""
-        num_tokens, num_query_heads, self.width = out.shape
-        self.cast, self.contract = format_of(out.dtype), contract
-        self.u_p = probability_format(contract).roundoff
-        self.u_v = format_of(contract.value_dtype).roundoff if contract.value_dtype else 0.0
-        # Of each row: per element what counts at its worst, and the variance of the rest; then by how much the
-        # bound of its lse is narrower, and whether it is counted.
-        columns = 2 * self.width + 2
-        self.rows = torch.zeros(num_tokens + 1, num_query_heads, columns, dtype=torch.float64, device=out.device)
+    From the hard bound is taken off what it has too much: the roundings of P and V, and what of the sums' roundings
+    is not one-sided. What is left, with all products of several errors in it, counts at its worst.
+    """
+    assert sums.squares is not None
+    size, hard = sums.out.abs(), bounds["out"]
+    u_p = probability_format(contract).roundoff
+    u_v = format_of(contract.value_dtype).roundoff if contract.value_dtype else 0.0
+    in_row_sum = _row_sum_excess(sums.num_keys + rows.num_tiles, contract)
+    in_values = _value_excess(sums.num_keys, rows.num_tiles, contract).mul_((1 + u_p) * (1 + u_v)).add_(u_p + u_v)
+    linear = torch.addcmul(rows.out, in_values.mul_(rows.reciprocal)[..., None], sums.values, value=-1)
+    linear.addcmul_(in_row_sum[..., None], size, value=-1)
+    # Of relative errors that are uniform up to the roundoffs of a weight and a value.
+    variance = sums.squares * (rows.reciprocal.square() * ((u_p**2 + u_v**2) / 3))[..., None]
 
-    def add(self, answer: Answer, bounds: RowBounds) -> None:
-        """One chunk, with its hard bounds before the cast.
-
-        From the hard bound is taken off what it has too much: the roundings of P and V, and what of the sums'
-        roundings is not one-sided. What is left, with all products of several errors in it, counts at its worst.
-        """
-        exact, n, tiles = bounds.scalars.exact, bounds.scalars.num_keys, bounds.scalars.num_tiles
-        in_row_sum = self._row_sum_excess(n + tiles)
-        in_values = (1 + self.u_p) * (1 + self.u_v) * self._value_excess(n, tiles) + (self.u_p + self.u_v)
-        in_values = (in_values / bounds.least)[..., None]
-        linear = torch.addcmul(bounds.out, in_values, bounds.values, value=-1)
-        linear = torch.addcmul(linear, in_row_sum[..., None], answer.out.abs(), value=-1)
-        squares = answer.weights.p.square()
-        if self.u_p > 0 or self.u_v > 0:
-            # Of relative errors that are uniform up to the roundoffs of a weight and a value.
-            of_one = (self.u_p**2 + self.u_v**2) / 3
-            variance = weigh(squares, answer.rows.v.square()) * (of_one / bounds.least.square())[..., None]
-        else:
-            variance = torch.zeros_like(linear)
-        narrower, counted = in_row_sum.masked_fill(exact, 0.0), _many_matter(squares) & ~exact
-        columns = torch.cat((linear, variance, narrower[..., None], counted[..., None]), dim=-1)
-        scatter(self.rows, answer.rows, columns)
-
-    def finish(self, out: Tensor, bounds: dict[str, Tensor]) -> Statistics:
-        """`out` [num_tokens, num_query_heads, head_size_v] before its cast, and the hard bounds after it."""
-        linear, variance, rest = self.rows[:-1].split((self.width, self.width, 2), dim=-1)
-        size, hard, cast = out.abs(), bounds["out"], self.cast
-        # Equal weights are rounded alike, which moves every output by the same part of itself.
-        bound = linear + LAMBDA * variance.sqrt() + self.u_p * size
-        bound = bound + cast.roundoff * (size + bound) + cast.underflow
-        bound = torch.minimum(bound, hard).masked_fill(hard.isinf(), torch.inf)
-        spacing = (2 * cast.roundoff * _power_of_two(size)).clamp(min=2 * cast.underflow)
-        variance = variance + (linear / 3).square() + spacing.square() / 12
-        narrower, counted = rest.unbind(dim=-1)
-        return Statistics(
-            bounds={"out": bound, "lse": bounds["lse"] - narrower}, sigma=variance.sqrt(), counted=counted > 0
-        )
-
-    def _value_excess(self, num_keys: Tensor, num_tiles: Tensor) -> Tensor:
-        """Relative to sum P |v|: what the hard bound allows the sums of P @ V beyond what they do.
-
-        A tensor core truncates its sum once for every 16 keys, always towards zero; the 16 products, which it
-        truncates before, have signs of their own. Where each addition is rounded to nearest, all cancel.
-        """
-        u_value = self.contract.u_value
-        worst = value_steps(num_keys, num_tiles)
-        if u_value <= U:
-            likely = LAMBDA * (num_keys + num_tiles).sqrt()
-        else:
-            likely = num_keys / 16 + num_tiles + LAMBDA * num_keys.sqrt()
-        return u_value * (worst - likely).clamp(min=0)
-
-    def _row_sum_excess(self, additions: Tensor) -> Tensor:
-        """Relative: the same of the row sum, which has one sign; nothing where its additions truncate."""
-        u_sum = self.contract.u_sum
-        if u_sum > U:
-            return torch.zeros_like(additions)
-        return u_sum * (additions - LAMBDA * additions.sqrt()).clamp(min=0)
+    # Equal weights are rounded alike, which moves every output by the same part of itself.
+    bound = torch.add(linear, variance.sqrt(), alpha=LAMBDA).add_(size, alpha=u_p)
+    bound = torch.add(bound, size + bound, alpha=cast.roundoff).add_(cast.underflow)
+    bound = torch.fmin(bound, hard).masked_fill_(hard.isinf(), torch.inf)  # NaN in exact rows
+    spacing = _power_of_two(size).mul_(2 * cast.roundoff).clamp_(min=2 * cast.underflow)
+    variance = variance.addcmul_(linear, linear, value=1 / 9).addcmul_(spacing, spacing, value=1 / 12)
+    return Statistics(
+        bounds={"out": bound, "lse": bounds["lse"] - in_row_sum.masked_fill(rows.exact, 0.0)},
+        sigma=variance.sqrt_(),
+        counted=(sums.effective_keys >= EFFECTIVE_KEYS) & ~rows.exact,
+    )
 
 
-def _many_matter(squares: Tensor) -> Tensor:
-    """[..., L] squared weights: whether their roundings come to those of `EFFECTIVE_KEYS` equal keys or more."""
-    norm: Tensor = torch.linalg.vector_norm(squares, dim=-1)
-    return squares.sum(dim=-1) >= math.sqrt(EFFECTIVE_KEYS) * norm
+def _value_excess(num_keys: Tensor, num_tiles: Tensor, contract: NumericContract) -> Tensor:
+    """Relative to sum P |v|: what the hard bound allows the sums of P @ V beyond what they do.
+
+    A tensor core truncates its sum once for every 16 keys, always towards zero; the 16 products, which it
+    truncates before, have signs of their own. Where each addition is rounded to nearest, all cancel.
+    """
+    worst = value_steps(num_keys, num_tiles)
+    if contract.u_value <= U:
+        likely = LAMBDA * (num_keys + num_tiles).sqrt()
+    else:
+        likely = torch.add(num_tiles, num_keys, alpha=1 / 16).add_(num_keys.sqrt(), alpha=LAMBDA)
+    return (worst - likely).clamp_(min=0).mul_(contract.u_value)
+
+
+def _row_sum_excess(additions: Tensor, contract: NumericContract) -> Tensor:
+    """Relative: the same of the row sum, which has one sign; nothing where its additions truncate."""
+    if contract.u_sum > U:
+        return torch.zeros_like(additions)
+    return torch.add(additions, additions.sqrt(), alpha=-LAMBDA).clamp_(min=0).mul_(contract.u_sum)
 
 
 def _power_of_two(size: Tensor) -> Tensor:
