@@ -65,12 +65,11 @@ def _sequential(case: Case) -> str | None:
 
 def _split(case: Case) -> str | None:
     spec = case.spec
-    if spec.alibi or spec.sliding_window is not None or spec.right_window is not None or spec.query_bias != "none":
-        return "split: ALiBi, windows and query bias count keys from the token's position"
     if spec.out_dtype == FLOAT8:
         return "split: parts that were clamped to float8 do not merge"
-    if spec.causal and 1 not in case.batch.query_lens:
-        return "split: under causality it needs a request of one new token"
+    limited = spec.causal or spec.sliding_window or spec.right_window is not None or spec.query_bias != "none"
+    if limited and 1 not in case.batch.query_lens:
+        return "split: of several new tokens no two see the same keys, and no request has one"
     return None
 
 
