@@ -54,7 +54,9 @@ def _by_query_head(session: Session, index: Tensor) -> dict[str, Any]:
     rules = session.arguments["rules"]
     own = {name: getattr(rules, name) for name in ("alibi_slopes", "sinks") if getattr(rules, name) is not None}
     changes: dict[str, Any] = _reordered(session.queries, 1, index)
-    weights = {name: session.arguments[name] for name in ("w_uk", "w_uv") if name in session.arguments}
+    weights: dict[str, Tensor] = {
+        name: session.arguments[name] for name in ("w_uk", "w_uv") if name in session.arguments
+    }
     changes |= _reordered(weights, 0, index)
     changes["rules"] = replace(rules, **{name: tensor[index] for name, tensor in own.items()})
     return changes

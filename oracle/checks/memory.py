@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..building.guards import extent
-from ..building.pages import HUGE_PAGE, Ints
+from ..building.pages import HUGE_PAGE
 from ..building.poison import guard_bits, sentinel_bits
 from ..case import Case
 from ..formats import INTEGERS
@@ -45,7 +45,7 @@ def resized(tensors: Mapping[str, Tensor], rows: int, case: Case) -> dict[str, T
     ends: dict[int, int] = {}
     for tensor in tensors.values():
         key = tensor.untyped_storage().data_ptr()
-        end = tensor.storage_offset() + extent((rows, *tensor.shape[1:]), tensor.stride())
+        end = int(tensor.storage_offset()) + extent((rows, *tensor.shape[1:]), tensor.stride())
         ends[key] = max(end, ends.get(key, 0))
     memories: dict[int, Tensor] = {}
     made = {}
@@ -88,7 +88,7 @@ def sent(array: NDArray[np.generic], device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
 
 
-def sent_table(table: Ints, like: Tensor) -> Tensor:
+def sent_table(table: NDArray[np.integer], like: Tensor) -> Tensor:
     """A block table [requests, columns] as int32, with the row pitch of the table `like`."""
     pitch = max(like.stride(0), table.shape[1])
     wide = np.full((table.shape[0], pitch), HUGE_PAGE, dtype=np.int32)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...reference.problem import Rules
 from ..bound.evaluate import Expected
 from ..building.hashing import host_hashes
 from ..building.pages import Ints
@@ -83,7 +84,8 @@ def _changed_caches(session: Session, keys: Ints) -> dict[str, Tensor]:
 
 def _sees(session: Session, keys: Ints) -> Tensor:
     """[num_tokens] bool: the row may see its request's chosen key."""
-    rows, rules = session.layout.rows, session.arguments["rules"]
+    rows = session.layout.rows
+    rules: Rules = session.arguments["rules"]
     num_tokens = session.case.batch.num_tokens
     key = keys[rows.requests]
     visible = np.zeros(num_tokens, dtype=bool)

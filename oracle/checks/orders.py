@@ -21,9 +21,9 @@ def key_order(session: Session) -> Finding | None:
 
     A key that is dropped, doubled or weighed wrongly because of where it lies is then another one.
     """
-    slots = np.arange(session.layout.pages.num_blocks * session.case.spec.block_size)
+    slots: Ints = np.arange(session.layout.pages.num_blocks * session.case.spec.block_size)
     for group in _exchangeable_slots(session):
-        slots[group] = group[_shuffled(session, f"key order {group[:1]}", len(group))]
+        slots[group] = group[_shuffled(session, f"key order {group[0]}", len(group))]
     slots = slots.reshape(-1, session.case.spec.block_size)
     device = session.arguments["out"].device
     problem = session.changed(**gathered_slots(session.caches, sent(slots, device), session.case))
