@@ -16,6 +16,7 @@ from pageproof.oracle.building.tensors import build
 from pageproof.oracle.candidate import Candidate
 from pageproof.oracle.case import BatchShape, Case, Spec
 from pageproof.oracle.checks import Finding, Session, ask
+from pageproof.oracle.checks.comparison import twice_bounded, within
 from pageproof.oracle.execution.eager import run
 from pageproof.oracle.judging import judge
 from pageproof.oracle.mutants import candidate as mutant
@@ -159,11 +160,23 @@ BUGS: dict[str, tuple[str, Case, Arguments]] = {
 }  # fmt: skip
 
 
-def asked(case: Case, candidate: Candidate) -> Finding | None:
-    """What the check says to a candidate whose answer nobody compared."""
+def session_of(case: Case, candidate: Candidate) -> Session:
     problem, contract = build(case), candidate.contract(case)
     actual = run(candidate, problem)
-    return ask(Session(candidate, contract, problem, actual, evaluate(problem, contract)))
+    return Session(candidate, contract, problem, actual, evaluate(problem, contract))
+
+
+def asked(case: Case, candidate: Candidate) -> Finding | None:
+    """What the check says to a candidate whose answer nobody compared."""
+    return ask(session_of(case, candidate))
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.9, False), (1.2, True)])
+def test_two_runs_may_be_apart_by_their_bounds_and_no_further(share: float, found: bool) -> None:
+    session = session_of(PLAIN, Reference())
+    bounds = twice_bounded(session).bounds
+    again = {name: (tensor.double() + share * bounds[name]).float() for name, tensor in session.actual.items()}
+    assert (within(session, again, "", twice_bounded(session)) is not None) == found
 
 
 @pytest.mark.parametrize("bug", BUGS)

@@ -46,8 +46,10 @@ class Expected:
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, contract: NumericContract) -> Expected:
+def evaluate(problem: Problem, contract: NumericContract, *, statistics: bool = True) -> Expected:
     """The reference in float64, once, and the bounds of docs/bound.md from the same intermediate values.
+
+    statistics: also those, where the case is one of independent roundings; its arguments are then the case's own.
 
     For the cache updates, `problem.pristine` (the pools as they were before the candidate ran) is brought up
     to date in place: writing the same rows twice changes nothing.
@@ -62,7 +64,7 @@ def evaluate(problem: Problem, contract: NumericContract) -> Expected:
         return _pools(problem.pristine)
     if operation == "merge_states":
         return _merged(arguments, contract)
-    generic = why_not_generic(problem.case, contract) is None
+    generic = statistics and why_not_generic(problem.case, contract) is None
     return _attended(operation, arguments, contract, Gatherer(arguments["out"], contract) if generic else None)
 
 
