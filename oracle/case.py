@@ -30,7 +30,22 @@ RECIPES = ("normal", "needle", "one_hot", "extreme")
 POISON_TIERS = "abcde"
 MODES = ("eager",)
 # Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).
-CHECKS = ("answer", "repeat")
+CHECKS = (
+    "answer",
+    "repeat",
+    "interference",
+    "must_read",
+    "sequential",
+    "key_order",
+    "page_order",
+    "request_order",
+    "split",
+    "ones",
+    "shift",
+    "rescale",
+    "groups",
+    "swap",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

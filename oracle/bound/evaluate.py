@@ -47,8 +47,10 @@ class Expected:
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, contract: NumericContract) -> Expected:
+def evaluate(problem: Problem, contract: NumericContract, *, with_statistics: bool = True) -> Expected:
     """The reference in float64, once, and the bounds of docs/bound.md from the same intermediate values.
+
+    with_statistics: also those, where the case is one of independent roundings; its arguments are then the case's own.
 
     For the cache updates, `problem.pristine` (the pools as they were before the candidate ran) is brought up
     to date in place: writing the same rows twice changes nothing.
@@ -63,7 +65,7 @@ def evaluate(problem: Problem, contract: NumericContract) -> Expected:
         return _pools(problem.pristine)
     if operation == "merge_states":
         return _merged(arguments, contract)
-    return _attended(problem, contract)
+    return _attended(problem, contract, with_statistics and why_not_generic(problem.case, contract) is None)
 
 
 def _pools(pristine: dict[str, Tensor]) -> Expected:
@@ -80,10 +82,9 @@ def _merged(arguments: dict[str, Any], contract: NumericContract) -> Expected:
     return Expected(values={"out": out, "lse": lse}, bounds={"out": out_bound, "lse": lse_bound}, dtypes=dtypes)
 
 
-def _attended(problem: Problem, contract: NumericContract) -> Expected:
+def _attended(problem: Problem, contract: NumericContract, generic: bool) -> Expected:
     arguments = problem.arguments
     out, rules = arguments["out"], arguments["rules"]
-    generic = why_not_generic(problem.case, contract) is None
     collector = Collector(out, contract, with_squares=generic, with_wrong="w_uv" in arguments)
     operands = Operands()
     for part, operands in _ANSWERS[problem.case.spec.operation](arguments, contract):

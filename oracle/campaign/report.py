@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..case import Case
+from ..case import CHECKS, Case
 from .parameters import BY_NAME
 from .spread import quantile
 from .summary import Summary
@@ -39,7 +39,8 @@ def status(summary: Summary) -> str:
 def closing(summary: Summary) -> str:
     """The findings, what was declined or not judged, the table of worst ratios, and last the line that counts."""
     left_out = _declined_lines(summary), _not_judged_lines(summary.tally)
-    blocks = [_finding_lines(summary), *left_out, _ratio_table(summary.tally), closing_line(summary)]
+    blocks = [_finding_lines(summary), *left_out, _ratio_table(summary.tally), _check_line(summary.tally)]
+    blocks.append(closing_line(summary))
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -100,6 +101,11 @@ def _not_judged_lines(tally: Tally) -> str:
     return "\n".join(f"not judged: {count:,} x {reason}" for reason, count in tally.not_judged.most_common())
 
 
+def _check_line(tally: Tally) -> str:
+    asked = [f"{check} {tally.checks[check]:,}" for check in CHECKS[1:] if tally.checks[check]]
+    return f"cases asked for more than the answer: {', '.join(asked)}" if asked else ""
+
+
 def _ratio_table(tally: Tally) -> str:
     labels = sorted({label for label, output in tally.worst if output in ("out", "lse")})
     if not labels:
@@ -150,6 +156,7 @@ def _body(summary: Summary) -> dict[str, Any]:
         "cases_per_second": summary.rate,
         "steady_cases_per_second": summary.steady_rate,
         "outcomes": dict(tally.outcomes),
+        "checks": {check: tally.checks[check] for check in CHECKS[1:]},
         "median_tokens": median(tally.tokens),
         "median_keys": median(tally.visible),
         "share_of_1024_keys": tally.long_share,

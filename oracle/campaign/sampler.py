@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..case import FLOAT8, Case
+from ..case_checks import applicable
 from .lengths import Sizes, total_work
 from .pairs import Model
 from .parameters import BY_NAME, NONE, NOT_APPLICABLE, SAME, Row, Value
@@ -51,7 +52,13 @@ class Group:
         if self.given:
             yield from self.given[: self.count]
             return
-        rng = random.Random(f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}")
+        # Checks are drawn apart, so that a case has the same numbers with one and without.
+        stream = f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}"
+        checks = random.Random(f"{stream}:checks")
+        for case in self._drawn(model, sizes, random.Random(stream)):
+            yield with_check(case, checks, sizes)
+
+    def _drawn(self, model: Model, sizes: Sizes, rng: random.Random) -> Iterator[Case]:
         if self.row is not None:
             yield from (realise(dict(self.row), rng, sizes) for _ in range(self.count))
             return
@@ -60,6 +67,13 @@ class Group:
         for _ in range(self.count):
             case = _affordable_case(model, base, rng, sizes)
             yield case.with_spec(far_pages=True) if far else case
+
+
+def with_check(case: Case, rng: random.Random, sizes: Sizes) -> Case:
+    """The case, or a share of the time the same case asked one of the checks that say something of it."""
+    asked, drawn = rng.random() < sizes.check_share, rng.random()
+    offered = applicable(case) if asked else ()
+    return replace(case, check=offered[int(drawn * len(offered))]) if offered else case
 
 
 def _may_be_far(row: Row) -> bool:

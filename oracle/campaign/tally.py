@@ -21,6 +21,7 @@ class Tally:
 
     cases: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
+    checks: Counter[str] = field(default_factory=Counter)  # what was asked beyond the answer -> cases
     declined: Counter[str] = field(default_factory=Counter)  # reason -> cases
     not_judged: Counter[str] = field(default_factory=Counter)  # reason -> cases
     features: Counter[Trait] = field(default_factory=Counter)
@@ -42,6 +43,8 @@ class Tally:
         found = traits(case)
         self.cases += 1
         self.outcomes[verdict.outcome.value] += 1
+        if case.check != "answer":
+            self.checks[case.check] += 1
         self.features.update(found)
         self.pairs.add(model.mask(found))
         self.keys.add(compile_key(case.spec))
@@ -56,7 +59,7 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         self.cases += other.cases
-        for name in ("outcomes", "declined", "not_judged", "features", "tokens", "visible"):
+        for name in ("outcomes", "checks", "declined", "not_judged", "features", "tokens", "visible"):
             getattr(self, name).update(getattr(other, name))
         self.pairs.merge(other.pairs)
         self.keys |= other.keys

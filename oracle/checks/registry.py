@@ -6,12 +6,36 @@ from collections.abc import Callable
 
 from ..case import CHECKS
 from .finding import Finding
+from .groups import groups
+from .interference import interference
+from .must_read import must_read
+from .ones import ones
+from .orders import key_order, page_order, request_order
 from .repeat import repeat
+from .rescale import rescale
+from .sequential import sequential
 from .session import Session
+from .shift import shift
+from .split import split
+from .swap import swap
 
 Check = Callable[[Session], Finding | None]
 
-_CHECKS: dict[str, Check] = {"repeat": repeat}
+_CHECKS: dict[str, Check] = {
+    "repeat": repeat,
+    "interference": interference,
+    "must_read": must_read,
+    "sequential": sequential,
+    "key_order": key_order,
+    "page_order": page_order,
+    "request_order": request_order,
+    "split": split,
+    "ones": ones,
+    "shift": shift,
+    "rescale": rescale,
+    "groups": groups,
+    "swap": swap,
+}
 assert set(CHECKS) == {"answer", *_CHECKS}
 
 

@@ -114,7 +114,7 @@ MUTANTS = (
     Mutant(
         "splits_averaged",
         "kernels/merge.py",
-        "        weights = tl.exp2((maxima - stand_in) * LOG2_E)\n",
+        "        weights = tl.exp2(maxima - stand_in)\n",
         "        weights = tl.where(mask, 1.0, 0.0)\n",
         "splits are summed without their weights: right only while all maxima are equal",
     ),
