@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 from ..case import Case
-from .parameters import BY_NAME
+from . import coverage
 from .spread import quantile
 from .summary import Summary
 from .tally import Tally, median
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN_FINDINGS = 20
 SHOWN_REASONS = 5
 RATIOS = ("out", "lse", "out sub-gaussian", "lse sub-gaussian", "out row z", "out case z")  # as compare names them
@@ -37,10 +37,10 @@ def status(summary: Summary) -> str:
 
 
 def closing(summary: Summary) -> str:
-    """The findings, what was declined or not judged, the table of worst ratios, and last the line that counts."""
+    """The findings, what was left out, the largest ratios, what was covered, and last the line that counts."""
     left_out = _declined_lines(summary), _not_judged_lines(summary.tally)
-    blocks = [_finding_lines(summary), *left_out, _ratio_table(summary.tally), closing_line(summary)]
-    return "\n\n".join(block for block in blocks if block)
+    blocks = [_finding_lines(summary), *left_out, _ratio_table(summary.tally), coverage.lines(summary)]
+    return "\n\n".join(block for block in [*blocks, closing_line(summary)] if block)
 
 
 def closing_line(summary: Summary) -> str:
@@ -153,13 +153,11 @@ def _body(summary: Summary) -> dict[str, Any]:
         "median_tokens": median(tally.tokens),
         "median_keys": median(tally.visible),
         "share_of_1024_keys": tally.long_share,
-        "compile_keys": len(tally.keys),
-        "pairs": {"covered": summary.pairs_covered, "feasible": len(summary.feasible), "rows": summary.rows},
         "never_accepted": sorted([name, value] for name, value in map(_texts, summary.banned)),
         "declined": dict(tally.declined.most_common()),
         "not_judged": dict(tally.not_judged.most_common()),
         "abandoned_groups": summary.abandoned,
-        "features": _features(tally),
+        **coverage.body(summary),
         "worst": [
             {"formats": label, "output": output, "ratio": ratio, "case": _case(case)}
             for (label, output), (ratio, case) in sorted(tally.worst.items(), key=lambda item: item[0])
@@ -186,11 +184,3 @@ def _texts(trait: tuple[str, object]) -> tuple[str, str]:
 
 def _case(case: Case) -> Any:
     return json.loads(case.to_json())
-
-
-def _features(tally: Tally) -> dict[str, dict[str, int]]:
-    """Judged cases for every value of every parameter, those that none had included."""
-    return {
-        name: {str(value): tally.features[name, value] for value in parameter.values}
-        for name, parameter in BY_NAME.items()
-    }
