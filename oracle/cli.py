@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--cases", type=positive(int), help="stop after so many cases")
     fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU at most 16 for each)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
+    fuzz.add_argument("--nightly", action="store_true", help="all triples of features, not only all pairs")
     fuzz.add_argument(
         "--findings", type=Path, default=Path("findings"), metavar="DIR", help="for failing cases (findings)"
     )
@@ -96,7 +97,7 @@ def natural(text: str) -> int:
 
 
 def _fuzz(arguments: argparse.Namespace) -> int:
-    names = ("target", "device", "seconds", "seed", "workers", "cases", "findings")
+    names = ("target", "device", "seconds", "seed", "workers", "cases", "findings", "nightly")
     options = Options(**{name: getattr(arguments, name) for name in names})
     if arguments.json is not None and not arguments.json.parent.is_dir():
         return _stop("fuzz", f"--json: there is no folder {arguments.json.parent}", UNUSABLE)

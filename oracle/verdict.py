@@ -86,6 +86,11 @@ class Verdict:
     def failed(self) -> bool:
         return self.outcome in FAILURES
 
+    @property
+    def judged(self) -> bool:
+        """Whether anything is known of the case: it was neither declined nor left for lack of memory."""
+        return self.outcome not in (Outcome.DECLINED, Outcome.NOT_JUDGED)
+
     def require(self) -> None:
         """Raise an AssertionError that says what differs, where, by how much, and how to replay it."""
         if self.failed:

@@ -71,6 +71,13 @@ def agreeing(case: Case, candidate: Fake, device: object) -> Verdict:
     return Verdict(outcome=Outcome.AGREES, case=case, candidate=candidate.name, ratios=(("out", case.seed / 2**32),))
 
 
+def declining_at_random(case: Case, candidate: Fake, device: object) -> Verdict:
+    """One case of six is declined, for a reason that lies in its seed."""
+    if case.seed % 6:
+        return agreeing(case, candidate, device)
+    return Verdict(outcome=Outcome.DECLINED, case=case, candidate=candidate.name, reason="by chance")
+
+
 def by_seed(case: Case, candidate: Fake, device: object) -> Verdict:
     """What the case's seed says."""
     if case.seed == DIFFERS:

@@ -15,9 +15,9 @@ from ..verdict import Outcome, Verdict
 from .findings import Failure
 from .lengths import sizes_for
 from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
-from .pairs import MODEL, feasible_pairs
+from .pairs import MODEL, PAIRS, TRIPLES, Values, describe, feasible
 from .pool import START_SECONDS, Handle, Pool
-from .sampler import Group
+from .sampler import Group, made_up_group
 from .summary import Options, Summary
 
 TICK_SECONDS = 0.25
@@ -38,6 +38,7 @@ class Controller:
         if options.given:
             self.groups = iter([Group(seed=0, index=0, given=options.given, count=len(options.given))])
         self.resumed: deque[Assignment] = deque()  # what dead workers have left
+        self.lost_pairs: deque[Values] | None = None  # after the rows; None: not known yet
         self.planner: Handle | None = None
         self.fruitless = 0
         self.pool = Pool(setups)
@@ -81,7 +82,7 @@ class Controller:
     def _next(self) -> Assignment | None:
         if self.left == 0 or self.groups is None:
             return None
-        group = next(self.groups, None)
+        group = self._made_up() or next(self.groups, None)
         if group is None:
             self.left = 0
             return None
@@ -91,6 +92,20 @@ class Controller:
         if group.row is None and self.summary.rows_done is None:
             self.summary.rows_done = time.monotonic() - self.started, self.summary.tally.cases
         return Assignment(group=group, banned=self.summary.banned, stop_at=self.stop_at)
+
+    def _made_up(self) -> Group | None:
+        """Once all rows are judged, another for a pair that no judged case had: its cases were declined or left."""
+        if self.summary.rows_done is None or any(handle.task and handle.task.group.row for handle in self.pool.handles):
+            return None
+        if self.lost_pairs is None:
+            lost = [pair for pair in self.summary.pairs_missing if not pair & self.summary.banned]
+            self.lost_pairs = deque(sorted(lost, key=describe))
+        while self.lost_pairs:
+            pair = self.lost_pairs.popleft()
+            if self.summary.tally.pairs.missing(MODEL, [pair]):
+                self.summary.rows += 1
+                return made_up_group(self.options.seed, self.summary.rows, pair, self.summary.banned, self.sizes)
+        return None
 
     def _hear(self, handle: Handle) -> None:
         try:
@@ -113,7 +128,9 @@ class Controller:
     def _follow(self, message: Planned) -> None:
         plan = message.plan
         self.summary.rows, self.summary.banned = len(plan.rows), plan.banned
-        self.summary.feasible = frozenset(feasible_pairs(MODEL, plan.rows))
+        self.summary.feasible = frozenset(feasible(MODEL, PAIRS, plan.rows))
+        if self.options.nightly:
+            self.summary.feasible_triples = frozenset(feasible(MODEL, TRIPLES, plan.rows))
         self.groups = plan.groups(self.options.seed, self.sizes)
 
     def _add(self, handle: Handle, report: Report) -> None:
@@ -157,7 +174,7 @@ class Controller:
         self.pool.replace(handle)
 
     def _count_dead(self, verdict: Verdict) -> None:
-        self.summary.tally.add(verdict, MODEL)
+        self.summary.tally.add(verdict, MODEL, triples=self.options.nightly)
         self.summary.findings.add(Failure.of(verdict))
         if self.options.given:
             self.summary.verdicts.append(verdict)

@@ -23,6 +23,7 @@ class Setup:
     device: str
     judge: str  # module:function
     inflight: Path
+    nightly: bool = False  # triples of features as well as pairs
 
 
 @dataclass(frozen=True, kw_only=True)

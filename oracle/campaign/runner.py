@@ -35,7 +35,7 @@ def run(options: Options, watch: Callable[[Summary], None] = lambda summary: Non
         findings=Findings(options.findings),
     )
     options.findings.mkdir(parents=True, exist_ok=True)
-    setups = make_setups(summary.workers, options.target, devices, options.judge, options.findings)
+    setups = make_setups(options, summary.workers, devices)
     watch(summary)
     with variables_for(device):
         Controller(options, summary, setups).run(watch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ..case import FLOAT8, Case
 from ..case_checks import applicable
 from .lengths import Sizes, total_work
-from .pairs import Model
+from .pairs import Model, Trait, Values
 from .parameters import BY_NAME, NONE, NOT_APPLICABLE, SAME, Row, Value
 from .realise import realise
 
@@ -83,6 +83,11 @@ def _may_be_far(row: Row) -> bool:
 
 def row_group(seed: int, index: int, row: Row, sizes: Sizes) -> Group:
     return Group(seed=seed, index=index, row=tuple(row.items()), count=sizes.cases_per_row)
+
+
+def made_up_group(seed: int, index: int, pair: Values, banned: frozenset[Trait], sizes: Sizes) -> Group:
+    """A random row with these values; `index` is that of no other row."""
+    return row_group(seed, index, random_row(Model(banned=banned), random.Random(f"{seed}:{index}"), dict(pair)), sizes)
 
 
 def random_group(seed: int, index: int, sizes: Sizes) -> Group:

@@ -121,7 +121,7 @@ def visible_keys(case: Case) -> int:
     if spec.operation not in ATTENTION_OPERATIONS:
         return 0
     most = 0
-    for n, length in zip(batch.query_lens, batch.seq_lens, strict=True):
+    for n, length in set(zip(batch.query_lens, batch.seq_lens, strict=True)):
         # The number of visible keys rises, stays and falls with the position: its bends and ends hold the maximum.
         bends = (0, length - 1, (spec.sliding_window or 0) - 1, length - 1 - (spec.right_window or 0))
         for position in {min(max(bend, length - n), length - 1) for bend in bends} if n else ():

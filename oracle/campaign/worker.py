@@ -22,7 +22,7 @@ import torch
 
 from ..adapters import find
 from ..building import pinned
-from ..candidate import Candidate
+from ..candidate import Candidate, plan_of
 from ..case import Case
 from ..environment import Unusable, describe_device
 from ..verdict import Outcome, Verdict
@@ -104,7 +104,7 @@ class _Worker:
 
     def plan(self, request: PlanRequest) -> Planned | Refused:
         try:
-            return Planned(plan=make_plan(self.candidate, request.seed, self.sizes))
+            return Planned(plan=make_plan(self.candidate, request.seed, self.sizes, nightly=self.setup.nightly))
         except ValueError as error:
             return Refused(reason=str(error))
 
@@ -134,7 +134,8 @@ class _Worker:
         self.connection.send(report)
 
     def _note(self, report: Report, verdict: Verdict) -> None:
-        report.tally.add(verdict, MODEL)
+        plan = plan_of(self.candidate, verdict.case) if verdict.judged else None
+        report.tally.add(verdict, MODEL, plan, triples=self.setup.nightly)
         if verdict.failed:
             failure = Failure.of(verdict)
             if self.known.add(failure):
