@@ -186,7 +186,7 @@ def _judge_apart(case: Case, target: str, device: str, shrink_seconds: float) ->
         if summary.interrupted:
             raise KeyboardInterrupt
         found = next(iter(summary.findings), None) if shrink_seconds else None
-        return summary.verdicts[0], found and (found.stage, found.failure.case)
+        return summary.verdicts[0], None if found is None else (found.stage, found.failure.case)
 
 
 def _judge_here(case: Case, target: str, device: str, shrink_seconds: float) -> tuple[Verdict, Smaller]:

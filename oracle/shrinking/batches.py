@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 from ..case import RECIPES, BatchShape, Case
@@ -45,13 +46,27 @@ def _plainer_data(case: Case) -> Trials[Case]:
     case = case_with((yield from fewest(list(plain), case_with)))
     for name in _extras(case.batch):
         held = getattr(case.batch, name)
-        less = yield from lowest(held, (1,), lambda n, name=name, case=case: case.with_batch(**{name: n}))
-        case = case.with_batch(**{name: less})
-    tiers = yield from fewest(case.poison, lambda letters, case=case: replace(case, poison="".join(letters)))
-    case = replace(case, poison="".join(tiers))
+        less = yield from lowest(held, (1,), partial(_with_extra, case, name))
+        case = _with_extra(case, name, less)
+    case = _with_poison(case, (yield from fewest(case.poison, partial(_with_poison, case))))
     simpler = RECIPES[: RECIPES.index(case.recipe)]
-    recipe = yield from first_of(simpler, case.recipe, lambda name, case=case: replace(case, recipe=name))
-    return replace(case, recipe=recipe)
+    return _with_recipe(case, (yield from first_of(simpler, case.recipe, partial(_with_recipe, case))))
+
+
+def _with_extra(case: Case, name: str, number: int) -> Case:
+    return case.with_batch(**{name: number})
+
+
+def _with_poison(case: Case, tiers: Sequence[str]) -> Case:
+    return replace(case, poison="".join(tiers))
+
+
+def _with_recipe(case: Case, name: str) -> Case:
+    return replace(case, recipe=name)
+
+
+def _with_width(case: Case, name: str, width: int) -> Case:
+    return case.with_spec(**{name: width})
 
 
 def _plain_parts(case: Case) -> dict[str, Any]:
@@ -139,6 +154,5 @@ def _narrower(case: Case) -> Trials[Case]:
         width = getattr(case.spec, name)
         if width:
             steps = edges(case) if name == "right_window" else edges(case)[1:]
-            less = yield from lowest(width, steps, lambda n, name=name, case=case: case.with_spec(**{name: n}))
-            case = case.with_spec(**{name: less})
+            case = _with_width(case, name, (yield from lowest(width, steps, partial(_with_width, case, name))))
     return case

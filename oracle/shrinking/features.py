@@ -43,12 +43,14 @@ _NEXT_BEST: dict[str, tuple[Any, ...]] = {
 
 def plain(spec: Spec) -> Spec:
     """The operation with nothing on, one head, float32."""
-    sizes: dict[str, int] = {"num_kv_heads": 1, "group_size": 1}
-    if spec.is_mla:
-        sizes["rope_head_size"] = 32
-    if spec.operation == "mla_attention_decompressed":
-        sizes["nope_head_size"] = 32
-    return Spec(operation=spec.operation, dtype=DTYPES[0], **sizes)
+    return Spec(
+        operation=spec.operation,
+        dtype=DTYPES[0],
+        num_kv_heads=1,
+        group_size=1,
+        rope_head_size=32 if spec.is_mla else 0,
+        nope_head_size=32 if spec.operation == "mla_attention_decompressed" else 0,
+    )
 
 
 def plainer(case: Case) -> Trials[Case]:
