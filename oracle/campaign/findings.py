@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 from ..case import ATTENTION_OPERATIONS, Case
@@ -38,12 +39,12 @@ class Failure:
     def signature(self) -> Signature:
         return self.symptom, self.features
 
-    @property
+    @cached_property
     def features(self) -> frozenset[str]:
         """The names of the features that the case uses."""
         return features_on(self.case)
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int, str]:
         batch = self.case.batch
         return len(self.features), batch.num_tokens + sum(batch.seq_lens), self.case.to_json()
@@ -158,6 +159,11 @@ class Findings:
             if finding.covers(features):
                 finding.count += count
                 return
+
+    @property
+    def all_taken_up(self) -> bool:
+        """Whether there is none left that may be shrunk."""
+        return all(finding.stage is not Stage.FOUND for finding in self)
 
     def next_to_shrink(self) -> Finding | None:
         """Which finding to take up: first what returns at all, then what no shrunk one explains, then the smallest."""

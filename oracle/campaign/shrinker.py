@@ -43,7 +43,7 @@ class Shrinker:
         """Whether there is nothing to shrink, or no time."""
         if not self.seconds or (self.until is not None and time.monotonic() >= self.until):
             return True
-        return not self._jobs and self.findings.next_to_shrink() is None
+        return not self._jobs and self.findings.all_taken_up
 
     def next_trial(self, workers: int) -> Trial | None:
         """A case to judge now, for one of so many workers; None if all that may be asked has been."""
