@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pageproof.oracle import campaign, cli
-from pageproof.oracle.campaign import Options, Summary, report
+from pageproof.oracle.campaign import Options, Summary, report, worker
 from pageproof.oracle.campaign.findings import Failure, Findings, Stage, original_of
+from pageproof.oracle.campaign.messages import Assignment, Setup, Trial, Tried
 from pageproof.oracle.campaign.past import Past
+from pageproof.oracle.campaign.sampler import Group
 from pageproof.oracle.campaign.shrinker import Shrinker
+from pageproof.oracle.campaign.summary import JUDGE
 from pageproof.oracle.case import BatchShape, Case, Spec
-from pageproof.oracle.verdict import Outcome
+from pageproof.oracle.verdict import Outcome, Verdict
 
 from . import campaign_helpers as helpers
 
@@ -65,6 +70,28 @@ def test_a_case_that_holds_its_worker_is_shrunk(tmp_path: Path) -> None:
     assert finding.stage is Stage.SHRUNK
     assert finding.failure.case.batch.num_tokens == 2
     assert not finding.failure.features
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_worker_that_loses_its_device_over_a_case_says_so_and_ends(
+    lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a case of a group and over a trial alike."""
+    setup = Setup(
+        number=0, target="campaign_helpers:Fake", device="cpu", judge=JUDGE, inflight=tmp_path / "inflight-0.json"
+    )
+    said: list[Any] = []
+    ended: list[int] = []
+    made = worker._Worker(SimpleNamespace(send=said.append), setup, [0.0, 0.0])  # type: ignore[arg-type]
+    made.judge = lambda case, *_: Verdict(outcome=Outcome.CRASHED, case=case, candidate="fake", reason="illegal access")
+    monkeypatch.setattr(made, "_device_is_lost", lambda: lost)
+    monkeypatch.setattr("os._exit", ended.append)
+    made.attempt(Trial(number=1, case=PLAIN))
+    made.run(Assignment(group=Group(seed=0, index=0, given=(PLAIN,))))
+    assert isinstance(said[0], Tried)
+    assert said[0].lost is lost
+    assert any(message.lost for message in said if not isinstance(message, Tried)) is lost
+    assert ended == [worker.DEVICE_LOST] * 2 * lost
 
 
 def test_what_fails_only_after_something_else_is_said_to(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ class _Worker:
         self.clock[0] = 0.0
         if self.device.type == "cuda" and not lost and torch.cuda.memory_reserved() > KEPT_BYTES:
             torch.cuda.empty_cache()  # what one large case took, sixteen workers would keep from each other
+        return lost
 
     @contextlib.contextmanager
     def _room_for(self, case: Case) -> Iterator[None]:
