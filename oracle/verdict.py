@@ -30,6 +30,8 @@ class Outcome(StrEnum):
 
 FAILURES = frozenset(Outcome) - {Outcome.AGREES, Outcome.DECLINED, Outcome.NOT_JUDGED, Outcome.KNOWN}
 
+ORACLE_FAILED = "the oracle itself failed"  # how the reason of a crash begins that is not the candidate's
+
 _SAYS = {
     Outcome.DIFFERS: "outside of its bound",
     Outcome.POISONED: (
@@ -66,6 +68,7 @@ class Mismatch:
     greatest: float = 0.0  # the largest absolute difference among the elements outside of their bound
     greatest_index: tuple[int, ...] = ()
     greatest_bound: float = 0.0  # what was allowed there
+    direction: str = ""  # what kind of fault it looks like, "missing key" and the like; "" where that is not known
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,6 +95,29 @@ def by_seed(case: Case, candidate: Fake, device: object) -> Verdict:
     return agreeing(case, candidate, device)
 
 
+def leaves_with_sinks(case: Case, candidate: Fake, device: object) -> Verdict:
+    """Takes its process along wherever there are sinks; differs beside ALiBi alone, which is another fault."""
+    if case.spec.sinks:
+        os._exit(3)
+    return differs(case) if case.spec.alibi else agreeing(case, candidate, device)
+
+
+def hangs_with_two_tokens(case: Case, candidate: Fake, device: object) -> Verdict:
+    if case.batch.num_tokens > 1:
+        time.sleep(600)
+    return agreeing(case, candidate, device)
+
+
+def differs_once(case: Case, candidate: Fake, device: object) -> Verdict:
+    """Only the first case of a process differs: what is left from an earlier one decides."""
+    before = len(_SEEN)
+    _SEEN.append(case)
+    return agreeing(case, candidate, device) if before else differs(case)
+
+
+_SEEN: list[Case] = []
+
+
 def differs(case: Case) -> Verdict:
     mismatch = Mismatch(
         output="out",

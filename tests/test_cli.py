@@ -294,6 +294,8 @@ def test_fuzz_wants_a_file_for_its_summary_and_a_folder_for_findings(
     assert "expected a file" in capsys.readouterr().err
     assert cli.main(["fuzz", "--device", "cpu", "--findings", str(tmp_path / "file")]) == 2
     assert "expected a folder" in capsys.readouterr().err
+    assert cli.main(["fuzz", "--device", "cpu", "--past", str(tmp_path / "nowhere")]) == 2
+    assert "--past: there is no folder" in capsys.readouterr().err
 
 
 def test_a_window_is_a_feature_at_any_width() -> None:

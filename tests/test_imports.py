@@ -152,6 +152,7 @@ def test_every_module_imports(module: str) -> None:
         ("pageproof.optimized", ["pageproof.oracle", "pytest", "hypothesis"]),
         ("pageproof.oracle.judging", ["pageproof.optimized", "pytest", "hypothesis"]),
         ("pageproof.oracle.pytest_plugin", ["torch", "triton", "numpy"]),
+        ("pageproof.oracle.shrinking", ["torch", "triton", "numpy"]),
     ],
 )
 def test_a_fresh_process_loads_nothing_that_it_does_not_need(module: str, absent: list[str]) -> None:

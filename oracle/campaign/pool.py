@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from ..case import Case
-from .messages import Assignment, Setup
+from .messages import Assignment, Setup, Trial
 from .summary import Options
 from .worker import main
 
@@ -31,7 +31,7 @@ class Handle:
     clock: Any  # shared: [time.monotonic() at the start of the case at work or 0, its position]
     started: float
     ready: bool = False
-    task: Assignment | None = None
+    task: Assignment | Trial | None = None
     position: int = 0  # in the task's group, reported so far
     overdue: bool = False  # ended because its case took too long
 
@@ -53,8 +53,8 @@ class Handle:
     def idle(self) -> bool:
         return self.ready and self.task is None
 
-    def begin(self, task: Assignment) -> None:
-        self.task, self.position = task, task.start
+    def begin(self, task: Assignment | Trial) -> None:
+        self.task, self.position = task, task.start if isinstance(task, Assignment) else 0
         self.send(task)
 
     def send(self, message: object) -> None:

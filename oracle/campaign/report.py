@@ -33,14 +33,22 @@ def status(summary: Summary) -> str:
     return (
         f"{summary.seconds:.0f} s: {tally.cases:,} cases, {summary.rate:.1f}/s; {_worst(tally)}; {_pairs(summary)}; "
         f"{len(tally.keys):,} compile keys; {_findings(summary)}"
+        + (f"; {summary.trials:,} smaller cases tried" if summary.trials else "")
     )
 
 
 def closing(summary: Summary) -> str:
     """The findings, what was left out, the largest ratios, what was covered, and last the line that counts."""
     left_out = _declined_lines(summary), _not_judged_lines(summary.tally)
-    blocks = [_finding_lines(summary), *left_out, _ratio_table(summary.tally), coverage.lines(summary)]
-    return "\n\n".join(block for block in [*blocks, closing_line(summary)] if block)
+    blocks = [
+        _finding_lines(summary),
+        summary.past.line(),
+        *left_out,
+        _ratio_table(summary.tally),
+        coverage.lines(summary),
+        closing_line(summary),
+    ]
+    return "\n\n".join(block for block in blocks if block)
 
 
 def closing_line(summary: Summary) -> str:
@@ -158,6 +166,11 @@ def _body(summary: Summary) -> dict[str, Any]:
         "not_judged": dict(tally.not_judged.most_common()),
         "abandoned_groups": summary.abandoned,
         **coverage.body(summary),
+        "past": {
+            "failing": [str(path) for path in summary.past.failing],
+            "passing": [str(path) for path in summary.past.passing],
+            "left_out": [str(path) for path in summary.past.left_out],
+        },
         "worst": [
             {"formats": label, "output": output, "ratio": ratio, "case": _case(case)}
             for (label, output), (ratio, case) in sorted(tally.worst.items(), key=lambda item: item[0])
@@ -165,10 +178,9 @@ def _body(summary: Summary) -> dict[str, Any]:
         "spread": spread(tally),
         "findings": [
             {
-                "operation": finding.failure.case.spec.operation,
-                "outcome": finding.failure.outcome,
-                "outputs": finding.failure.outputs,
+                **finding.failure.symptom._asdict(),
                 "features": sorted(finding.failure.features),
+                "stage": finding.stage.value,
                 "cases": finding.count,
                 "file": str(finding.path) if finding.path else None,
                 "case": _case(finding.failure.case),

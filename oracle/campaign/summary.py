@@ -13,6 +13,7 @@ from .findings import Findings
 from .lengths import SPLITS, sizes_for
 from .pairs import MODEL, Trait, Values
 from .parameters import BY_NAME
+from .past import Past
 from .tally import Tally
 
 JUDGE = "pageproof.oracle.judging:judge"
@@ -30,6 +31,8 @@ class Options:
     cases: int | None = None  # stop after so many
     findings: Path = Path("findings")
     nightly: bool = False  # cover all triples of features, not only all pairs
+    past: Path | None = None  # where the failing cases of earlier campaigns are, to begin with; None: in `findings`
+    shrink_seconds: float = 60.0  # for making findings small, after the last case was drawn; 0: not at all
     case_seconds: float = 180.0  # after which a case counts as timed out; compiling its kernels is included
     given: tuple[Case, ...] = ()
     judge: str = JUDGE  # module:function, called as judge(case, candidate, device) -> Verdict
@@ -48,6 +51,8 @@ class Summary:
     seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     findings: Findings = field(default_factory=Findings)
+    past: Past = field(default_factory=Past)
+    trials: int = 0  # cases judged to make findings small, which count nowhere else
     verdicts: list[Verdict] = field(default_factory=list)  # of the cases that were given
     rows: int = 0  # of the covering array
     feasible: frozenset[Values] = frozenset()
