@@ -84,9 +84,9 @@ DIGESTS: dict[str, str] = {
     "tagged": "cfa90ddfa3ccb2dc",
     "float8 tagged": "b15e0bdf0ccb0598",
     "mla tagged": "0d7e18a9be574694",
-    "cancel": "47c2ecaed4c514b7",
-    "float8 cancel": "3a29ad4b0177a87b",
-    "mla cancel": "b8894a687bcc60c3",
+    "cancel": "d59b88e08876a3e7",
+    "float8 cancel": "bec4d38fb23a2713",
+    "mla cancel": "225613ce29ebd42e",
     "census merge": "6663a9756a82e84f",
     "cancel merge": "951085d5ac2c9942",
 }

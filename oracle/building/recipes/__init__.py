@@ -5,9 +5,9 @@
 | normal | independent values | gross faults, in every lse a dropped key |
 | needle | a few keys at edges get nearly all of the weight, with values four times as large | masks off by one |
 | one_hot | V rows are hashed basis vectors: out[d] is the weight of the keys with hash d | dropped, doubled keys |
-| one_hot_full | V is the identity over a chunk of the keys, 0 elsewhere: out[d] is one key's weight | a weight off by 1% |
+| one_hot_full | V is the identity over a chunk of the keys, 0 elsewhere: out[d] is one weight | a weight off by 1% |
 | census | one_hot with equal scores: out[d] is a count over a total | faults of keys whose weight would be small |
-| tagged | every query looks up one key, whose value spells its page, slot and head | wrong pages, slots and heads, by name |
+| tagged | a query looks up one key, whose value spells its page, slot and head | wrong pages, slots, heads by name |
 | extreme | one of `VARIANTS` | maxima, overflow, saturation, order of operations |
 | cancel | large parts of scores and values cancel | sums, partial results and operands that are rounded |
 
