@@ -21,7 +21,7 @@ from .bound.evaluate import Expected
 from .building.problem import Problem
 from .building.recipes.tagged import Tag, decode
 from .case import ATTENTION_OPERATIONS
-from .suspects import DIRECTIONS, TILES, Row, Suspect, misweighed, suspects
+from .suspects import DIRECTIONS, SINK, TILES, Row, Suspect, misweighed, rescaled, suspects
 from .verdict import Mismatch, Outcome
 
 __all__ = ["DIRECTIONS", "MISPLACED", "Hint", "diagnose", "with_hints"]
@@ -60,10 +60,11 @@ def with_hints(
 @torch.no_grad()
 def diagnose(problem: Problem, actual: Mapping[str, Tensor], expected: Expected, mismatch: Mismatch) -> Hint:
     """What explains the mismatch's worst row: a hint, empty for other operations and for rows that are not finite."""
-    if problem.case.spec.operation not in ATTENTION_OPERATIONS or mismatch.outcome is not Outcome.DIFFERS:
+    case = problem.case
+    if case.spec.operation not in ATTENTION_OPERATIONS or mismatch.outcome is not Outcome.DIFFERS:
         return Hint()
-    if len(mismatch.index) < 2 or not {"out", "lse"} <= actual.keys():
-        return Hint()
+    if case.recipe == "cancel" or len(mismatch.index) < 2 or not {"out", "lse"} <= actual.keys():
+        return Hint()  # where all values are nearly alike, many keys would explain anything
     token, head = mismatch.index[:2]
     starts = problem.arguments["batch"].cu_seqlens_q.tolist()
     if token >= starts[-1]:
@@ -76,9 +77,13 @@ def diagnose(problem: Problem, actual: Mapping[str, Tensor], expected: Expected,
     rows = [row]
     if mismatch.output == "out":  # a wrong lse may have a cause of its own
         rows.append(replace(row, bound=torch.cat((row.bound[:-1], row.bound.new_full((1,), torch.inf)))))
-    found = next(filter(None, (suspects(one, problem.case.spec.block_size) for one in rows)), ())
+    found = next(filter(None, (suspects(one, case.spec.block_size) for one in rows)), ())
     if not found and (hint := _misplaced(place, actual["out"][token, head], expected.values["out"][token, head])):
         return hint
+    if not found and (common := next(filter(None, map(rescaled, rows)), None)):
+        direction, factor = common
+        lse = "lse agrees with that" if direction == SINK else "lse does not tell of it"
+        return Hint(direction, f"all of the row's outputs are {factor:.4g} times what they should be, and {lse}")
     found = found or next(filter(None, map(misweighed, rows)), ())
     return _hint(found, place) if found else Hint()
 

@@ -9,18 +9,26 @@ weighed by the bounds, a matched filter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-MISSING, EXTRA, WRONG = DIRECTIONS = ("missing key", "extra key", "wrong weight")
+MISSING, EXTRA, WRONG, SINK, SCALE = DIRECTIONS = (
+    "missing key",
+    "extra key",
+    "wrong weight",
+    "wrong sink",  # or what else is in the denominator alone
+    "wrong scale",
+)
 
 TILES = (16, 32, 64, 128, 256)
 _OWN_ERROR = 0.05  # of a change: what a kernel's own rounding may make of it
-_LEFT = 0.25  # of an error's square sum: more than this means that the suspect is not what was wrong
-_ALIKE = 1.01  # fits that differ by less than this factor cannot be told apart
+_LEFT = 0.25  # of the square sum of what was outside of its bound
+_ALIKE = 9.0  # what is left may differ by three standard deviations, squared, of its own elements
+_TINY = 2.0**-126
 _BLOCK = 2**22  # elements of one table of changed outputs
 
 
@@ -77,6 +85,20 @@ def misweighed(row: Row) -> tuple[Suspect, ...]:
     return _best(row, _fitted_weights(row)) if len(row.keys) else ()
 
 
+def rescaled(row: Row) -> tuple[str, float] | None:
+    """SINK or SCALE and by how much all outputs are too large, if that explains the row's error."""
+    inverse = 1 / row.bound[:-1].clamp(min=_TINY)
+    output, moved = _output(row) * inverse, row.error[:-1] * inverse
+    factor = float(1 + output @ moved / (output @ output).clamp(min=1e-300))
+    if not 0 < factor < math.inf:
+        return None
+    change = torch.cat(((factor - 1) * _output(row), torch.tensor([-math.log(factor)])))
+    if _explains(row, change).isfinite():
+        return SINK, factor
+    change[-1] = 0.0
+    return (SCALE, factor) if _explains(row, change).isfinite() else None
+
+
 class _Sums:
     """Running sums over the keys of one kind, so that a run of them costs one subtraction."""
 
@@ -119,7 +141,7 @@ def _fitted_weights(row: Row) -> Iterator[_Changes]:
     total = row.total
     if float(total) == 0:
         return
-    inverse = 1 / row.bound[:-1].clamp(min=torch.finfo(torch.float32).tiny)
+    inverse = 1 / row.bound[:-1].clamp(min=_TINY)
     towards = (row.values - _output(row)) * inverse
     share = towards @ (row.error[:-1] * inverse) / (towards * towards).sum(dim=1).clamp(min=1e-300)
     share = share.nan_to_num(0.0).clamp(max=0.999999)
@@ -135,13 +157,14 @@ def _output(row: Row) -> Tensor:
 def _best(row: Row, family: Iterator[_Changes]) -> tuple[Suspect, ...]:
     """Of a family's changes that explain the error those that do it best."""
     tried = [(changes, _fits(row, changes)) for changes in family if len(changes.mass)]
-    least = min((float(fits.min()) for _, fits in tried), default=torch.inf)
-    if not least <= _LEFT * float(_square_sum(row.error.abs(), row.bound)):
+    least = min((float(fits.min()) for _, fits in tried), default=math.inf)
+    if math.isinf(least):
         return ()
+    noise = least / len(row.error)
     return tuple(
         _describe(row, changes, place)
         for changes, fits in tried
-        for place in (fits <= _ALIKE * least + 1e-9).nonzero().flatten().tolist()
+        for place in (fits <= least + _ALIKE * noise + 1e-9).nonzero().flatten().tolist()
     )
 
 
@@ -159,16 +182,23 @@ def _left(row: Row, mass: Tensor, values: Tensor) -> Tensor:
     moved = torch.where(total[:, None] > 0, (output * before + values) / total[:, None], 0.0) - output
     raised = torch.log(total) - torch.log(before)
     change = torch.cat((moved, raised[:, None]), dim=1)
+    return _explains(row, change)
+
+
+def _explains(row: Row, change: Tensor) -> Tensor:
+    """[...]: what is left of the error after a change [..., Dv + 1], as in `_fits`."""
     allowed = row.bound + _OWN_ERROR * change.abs()
-    rest = (row.error - change).abs()
-    within = (rest <= allowed) | row.bound.isinf()
-    return torch.where(within.all(dim=1), _square_sum(rest, allowed), torch.inf)
+    outside = row.error.abs() > row.bound
+    left, error = _squares(row.error - change, allowed), _squares(row.error, row.bound)
+    explained = (left <= 1).all(dim=-1)
+    explained &= (left * outside).sum(dim=-1) <= _LEFT * (error * outside).sum()
+    return torch.where(explained, left.sum(dim=-1), torch.inf)
 
 
-def _square_sum(error: Tensor, bound: Tensor) -> Tensor:
-    """Of error / bound, both [..., Dv + 1]; an infinite bound counts for nothing."""
+def _squares(error: Tensor, bound: Tensor) -> Tensor:
+    """(error / bound)^2; an infinite bound counts for nothing."""
     units = torch.where((error == 0) | bound.isinf(), 0.0, error / bound.clamp(min=1e-100))
-    return units.nan_to_num(torch.inf).square().sum(dim=-1)
+    return units.nan_to_num(torch.inf, posinf=torch.inf).square()
 
 
 def _describe(row: Row, changes: _Changes, place: int) -> Suspect:

@@ -66,7 +66,7 @@ class Mismatch:
     greatest: float = 0.0  # the largest absolute difference among the elements outside of their bound
     greatest_index: tuple[int, ...] = ()
     greatest_bound: float = 0.0  # what was allowed there
-    direction: str = ""  # what would explain the worst row: "missing key", "extra key", "wrong weight", "wrong place"
+    direction: str = ""  # what would explain the worst row: "missing key" and the like (`diagnose.DIRECTIONS`)
     hint: str = ""  # the same as a sentence that names the key
 
 

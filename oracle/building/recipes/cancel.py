@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...case import Case
+from ...case import FLOAT8, Case
 from ..hashing import host_hashes
 from ..pages import Pages
 from ..poison import Slots
 from .roles import Arrays, Values, roles
 
-_KEYS = (12.0, 4.0)  # in the halves of a row; what rounds a and -3 a alike does not round a and 3 a alike
+_KEYS = (12.0, 4.0)  # in the halves of a row, against a and -3 a: a second rounding moves the two differently
+_FLOAT8_KEYS = (8.0, 8.0)  # beside float8 queries, which hold 3 a too coarsely
 _VALUE = 100.0
 _LATENT = 16.0  # a latent is half of a score as well
 _WHISPER = 2.0**-6  # on q_nope, so that scores stay near 1 beside a latent that large
@@ -33,11 +34,12 @@ def shape_(case: Case, values: Values, small: Values) -> None:
     q, k, v = (values[name] for name in roles(case.spec))
     half = k.shape[-1] // 2
     sizes = torch.zeros(k.shape[-1], device=k.device)
-    sizes[:half], sizes[half : 2 * half] = _KEYS
+    first, second = _FLOAT8_KEYS if case.spec.q_dtype == FLOAT8 else _KEYS
+    sizes[:half], sizes[half : 2 * half] = first, second
     signs = small["signs"].view(-1, *[1] * (k.dim() - 1))
-    k.add_(signs * sizes * (small["gains"][:, None] if k.dim() == 3 else small["gains"]))
+    k.mul_(0.25).add_(signs * sizes * (small["gains"][:, None] if k.dim() == 3 else small["gains"]))
     q.mul_(0.5)
-    _oppose_halves_(q, _KEYS[0] / _KEYS[1])
+    _oppose_halves_(q, first / second)
     if case.spec.operation == "mla_attention":
         _oppose_halves_(values["q_nope"].mul_(_WHISPER), 1.0)
     elif case.spec.is_mla:

@@ -5,8 +5,9 @@ over; each time they are one higher modulo 8, so that neighbouring elements diff
 exact in every format.
 
 Each query is the sign pattern of its target key, and keys are sign patterns of equal strength, so that the target
-gets nearly all of the weight. Targets are what its row sees first and last, what lies on either side of a page's
-and of a tile's boundary, and any other; neighbouring rows and heads have different ones.
+gets nearly all of the weight. Targets are what its row sees first and last, the keys just outside of that (which
+then must get none), what lies on either side of a page's and of a tile's boundary, and any other; neighbouring rows
+and heads have different ones.
 """
 
 from __future__ import annotations
@@ -135,9 +136,11 @@ def _targets(case: Case, pages: Pages, slots: Slots) -> Ints:
     anywhere, other = first + drawn[:2] % np.where(sees, last - first + 1, 1)
     page = anywhere // spec.block_size * spec.block_size
     tile = np.array(TILES)[drawn[2] >> 8 & 3]
-    tile = other // tile * tile
-    choices = np.clip(np.stack((first, last, page, page - 1, tile, tile - 1, anywhere, other)), first, last)
-    turned = np.take_along_axis(choices.T, (np.arange(_CHOICES) + drawn[2][:, None]) % _CHOICES, axis=1)
+    tile = other // tile * tile - (drawn[2] >> 10 & 1)
+    inside = np.clip(np.stack((first, last, page, page - 1, tile, anywhere)), first, last)
+    outside = np.clip(np.stack((first - 1, last + 1)), 0, ends)
+    choices = np.concatenate((inside, outside)).T
+    turned = np.take_along_axis(choices, (np.arange(_CHOICES) + drawn[2][:, None]) % _CHOICES, axis=1)
     keys = turned[sees] + pages.key_starts[requests[sees]][:, None]
-    targets[: len(requests)][sees] = np.maximum(slots.written_of_key[keys], 0)  # the query bias may hide a key from all
+    targets[: len(requests)][sees] = np.maximum(slots.written_of_key[keys], 0)  # some keys nobody sees
     return targets
