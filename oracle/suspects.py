@@ -128,7 +128,7 @@ def _runs(row: Row, block_size: int, seen: _Sums, hidden: _Sums) -> Iterator[_Ch
         firsts = torch.nn.functional.pad(places[:-1], (1, 0))
         yield seen.changes(MISSING, firsts, places - 1, -1.0)
         yield hidden.changes(EXTRA, firsts, places - 1, 1.0)
-    inside = torch.arange(start, stop)
+    inside = torch.arange(start, max(start, stop))
     yield seen.changes(MISSING, torch.full_like(inside, start), inside, -1.0)
     yield seen.changes(MISSING, inside + 1, torch.full_like(inside, stop), -1.0)
     before, after = torch.arange(start), torch.arange(stop + 1, count)
@@ -155,17 +155,18 @@ def _output(row: Row) -> Tensor:
 
 
 def _best(row: Row, family: Iterator[_Changes]) -> tuple[Suspect, ...]:
-    """Of a family's changes that explain the error those that do it best."""
+    """Of a family's changes that explain the error those that do it best, the very best first."""
     tried = [(changes, _fits(row, changes)) for changes in family if len(changes.mass)]
     least = min((float(fits.min()) for _, fits in tried), default=math.inf)
     if math.isinf(least):
         return ()
     noise = least / len(row.error)
-    return tuple(
-        _describe(row, changes, place)
+    alike = [
+        (float(fits[place]), _describe(row, changes, place))
         for changes, fits in tried
         for place in (fits <= least + _ALIKE * noise + 1e-9).nonzero().flatten().tolist()
-    )
+    ]
+    return tuple(suspect for _, suspect in sorted(alike, key=lambda pair: pair[0]))
 
 
 def _fits(row: Row, changes: _Changes) -> Tensor:
