@@ -6,7 +6,7 @@ that nothing but this would have to be wrong for the row that is furthest outsid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ __all__ = ["DIRECTIONS", "MISPLACED", "Hint", "diagnose", "with_hints"]
 
 MISPLACED = "wrong place"
 
-_ROWS = {
+_ROWS: dict[str, tuple[Callable[..., Iterator[Answer]], tuple[str, ...]]] = {
     "attention": (attention_rows, ("k_cache", "v_cache")),
     "mla_attention": (mla_attention_rows, ("latent_cache",)),
     "mla_attention_decompressed": (mla_attention_decompressed_rows, ("latent_cache", "w_uk", "w_uv")),

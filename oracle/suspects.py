@@ -72,8 +72,10 @@ class _Changes:
 
 
 def suspects(row: Row, block_size: int) -> tuple[Suspect, ...]:
-    """Those that explain the row's error best, alike: single keys that are missing, too many or counted twice; where
-    none does, runs of keys that are missing or too many."""
+    """Those that explain the row's error best and cannot be told apart, the best first.
+
+    Single keys that are missing, too many or counted twice; where none does, runs that are missing or too many.
+    """
     if len(row.keys) == 0:
         return ()
     seen, hidden = _Sums(row, row.visible), _Sums(row, ~row.visible)

@@ -115,7 +115,8 @@ def _tags(case: Case, small: Values) -> Tensor:
     fields, shifts = small["fields"], small["shifts"]
     places = torch.where(fields == _PAGE, small["places"][:, :1], small["places"][:, 1:])
     numbers = torch.where(fields == _HEAD, heads[:, None], places[:, None])
-    return (((numbers >> shifts) + small["turns"]) % _BASE + 1).float()
+    digits: Tensor = ((numbers >> shifts) + small["turns"]) % _BASE
+    return (digits + 1).float()
 
 
 def _targets(case: Case, pages: Pages, slots: Slots) -> Ints:
