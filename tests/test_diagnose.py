@@ -12,6 +12,7 @@ from torch import Tensor
 from pageproof.oracle import BatchShape, Case, NumericContract, Outcome, Spec, diagnose, judge
 from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.building.tensors import build
+from pageproof.oracle.suspects import Row, misweighed, suspects
 from pageproof.oracle.verdict import Mismatch, Verdict
 from pageproof.reference.attention import Answer
 
@@ -71,6 +72,34 @@ def test_missing_key_is_named_in_every_operation_and_format(spec: dict[str, Any]
     request = 1 if found.index[0] < 8 else 2
     assert found.direction == "missing key"
     assert f"key 37 (page {page_of(case, request, 37)}, slot 5" in found.hint
+
+
+def test_missing_key_is_named_beside_the_request_s_own_bias() -> None:
+    batch = BatchShape(query_lens=(3, 30), seq_lens=(20, 40))
+    case = case_of("normal", batch, dtype="float16", query_bias="dense", bias_width=30)
+    found = worst(judge(case, Planted(factors=times(37, 0.0), arithmetic=NumericContract(p_dtype="float16"))))
+    assert found.direction == "missing key"
+    assert found.hint.startswith(f"key 37 (page {page_of(case, 1, 37)}, slot 5")
+
+
+def test_error_that_is_hardly_outside_of_its_bound_is_not_explained_away() -> None:
+    """Of noise with one element just too large every key's weight could take a little; none is to blame."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(200, 64, generator=generator, dtype=torch.float64)
+    error = torch.rand(65, generator=generator, dtype=torch.float64) - 0.5
+    error[7] = 1.1
+    row = Row(
+        keys=torch.arange(200),
+        visible=torch.ones(200, dtype=torch.bool),
+        mass=torch.ones(200, dtype=torch.float64),
+        sink=torch.zeros((), dtype=torch.float64),
+        values=values,
+        error=error,
+        bound=torch.ones(65, dtype=torch.float64),
+    )
+    assert suspects(row, 16) == misweighed(row) == ()
+    blamed = replace(row, error=error + torch.cat((values[9], torch.zeros(1, dtype=torch.float64))) * 2)
+    assert [(suspect.direction, suspect.first) for suspect in misweighed(blamed)] == [("wrong weight", 9)]
 
 
 def test_extra_key_is_named() -> None:

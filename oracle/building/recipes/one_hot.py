@@ -28,8 +28,7 @@ def plan_full(case: Case, pages: Pages, slots: Slots) -> Arrays:
     """
     keys = slots.key_of_written
     starts = chunk_starts(case)[pages.request_of_key[keys]]
-    columns = pages.index_of_key[keys][:, None] - starts
-    columns[(columns < 0) | (columns >= value_size(case.spec))] = -1
+    columns = pages.index_of_key[keys][:, None] - starts  # outside of the chunk a number that no element has
     return {"columns": _of_rows(case, columns.astype(np.int32))}
 
 
@@ -64,5 +63,5 @@ def chunk_starts(case: Case) -> Ints:
 
 
 def _of_rows(case: Case, columns: NDArray[np.int32]) -> NDArray[np.int32]:
-    """[num_written, num_kv_heads], or [num_written] for MLA: which element of the value row is one; -1 for none."""
+    """[num_written, num_kv_heads], or [num_written] for MLA: which element of the value row is one, if any."""
     return columns[:, 0] if case.spec.is_mla else columns
