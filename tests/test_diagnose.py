@@ -85,8 +85,9 @@ def test_missing_key_is_named_beside_the_request_s_own_bias() -> None:
 def test_error_that_is_hardly_outside_of_its_bound_is_not_explained_away() -> None:
     """Of noise with one element just too large every key's weight could take a little; none is to blame."""
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(200, 64, generator=generator, dtype=torch.float64)
-    error = torch.rand(65, generator=generator, dtype=torch.float64) - 0.5
+    values = 10 * torch.randn(200, 64, generator=generator, dtype=torch.float64)
+    noise = torch.rand(65, generator=generator, dtype=torch.float64) - 0.5
+    error = noise.clone()
     error[7] = 1.1
     row = Row(
         keys=torch.arange(200),
@@ -98,7 +99,7 @@ def test_error_that_is_hardly_outside_of_its_bound_is_not_explained_away() -> No
         bound=torch.ones(65, dtype=torch.float64),
     )
     assert suspects(row, 16) == misweighed(row) == ()
-    blamed = replace(row, error=error + torch.cat((values[9], torch.zeros(1, dtype=torch.float64))) * 2)
+    blamed = replace(row, error=noise + 0.4 * torch.cat((values[9], torch.zeros(1, dtype=torch.float64))))
     assert [(suspect.direction, suspect.first) for suspect in misweighed(blamed)] == [("wrong weight", 9)]
 
 
