@@ -192,6 +192,7 @@ def _explains(row: Row, change: Tensor) -> Tensor:
     """[...]: what is left of the error after a change [..., Dv + 1], as in `_fits`."""
     allowed = row.bound + _OWN_ERROR * change.abs()
     outside = row.error.abs() > row.bound
+    outside |= ~outside.any()  # where only all together are too large, all count
     left, error = _squares(row.error - change, allowed), _squares(row.error, row.bound)
     explained = (left <= 1).all(dim=-1)
     explained &= (left * outside).sum(dim=-1) <= _LEFT * (error * outside).sum()

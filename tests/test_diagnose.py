@@ -74,6 +74,20 @@ def test_missing_key_is_named_in_every_operation_and_format(spec: dict[str, Any]
     assert f"key 37 (page {page_of(case, request, 37)}, slot 5" in found.hint
 
 
+def test_missing_key_that_only_the_statistics_show_is_named() -> None:
+    """Of 4,096 keys one, inside of the hard bound."""
+    arithmetic = NumericContract(p_dtype="bfloat16", tile_keys=64)
+    checks = set()
+    for seed in range(8):
+        case = case_of("normal", BatchShape(query_lens=(1,), seq_lens=(4096,)), seed=seed)
+        verdict = judge(case, Planted(factors=times(100, 0.0), arithmetic=arithmetic))
+        if verdict.failed and verdict.check != "bound":
+            assert worst(verdict).direction == "missing key"
+            assert "key 100 (" in worst(verdict).hint
+            checks.add(verdict.check)
+    assert checks
+
+
 def test_missing_key_is_named_beside_the_request_s_own_bias() -> None:
     batch = BatchShape(query_lens=(3, 30), seq_lens=(20, 40))
     case = case_of("normal", batch, dtype="float16", query_bias="dense", bias_width=30)
