@@ -27,7 +27,7 @@ FLOAT8 = "float8_e4m3fn"
 CACHE_LAYOUTS = ("NHD", "HND", "interleaved")
 SCALE_KINDS = ("none", "tensor", "head")
 QUERY_BIASES = ("none", "tree", "dense")
-RECIPES = ("normal", "needle", "one_hot", "extreme")
+RECIPES = ("normal", "needle", "one_hot", "extreme", "census", "tagged", "one_hot_full", "cancel")
 POISON_TIERS = "abcde"
 MODES = ("eager",)
 # Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).

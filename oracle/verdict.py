@@ -68,7 +68,8 @@ class Mismatch:
     greatest: float = 0.0  # the largest absolute difference among the elements outside of their bound
     greatest_index: tuple[int, ...] = ()
     greatest_bound: float = 0.0  # what was allowed there
-    direction: str = ""  # what kind of fault it looks like, "missing key" and the like; "" where that is not known
+    direction: str = ""  # what would explain the worst row: "missing key" and the like (`diagnose.DIRECTIONS`)
+    hint: str = ""  # the same as a sentence that names the key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,8 @@ def _mismatch_lines(mismatch: Mismatch) -> list[str]:
         f"expected {mismatch.expected:.9g}",
         f"Where: {mismatch.where}",
     ]
+    if mismatch.hint:
+        lines.append(f"It looks like a {mismatch.direction}: {mismatch.hint}")
     if math.isfinite(mismatch.actual) and mismatch.bound > 0:
         difference = abs(mismatch.actual - mismatch.expected)
         lines.append(
