@@ -30,7 +30,7 @@ RECIPES = ("normal", "needle", "one_hot", "extreme")
 POISON_TIERS = "abcde"
 MODES = ("eager",)
 # Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).
-CHECKS = ("answer", "repeat")
+CHECKS = ("answer", "repeat", "reads")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from ..case import CHECKS
 from .finding import Finding
+from .reads import reads
 from .repeat import repeat
 from .session import Session
 
 Check = Callable[[Session], Finding | None]
 
-_CHECKS: dict[str, Check] = {"repeat": repeat}
+_CHECKS: dict[str, Check] = {"repeat": repeat, "reads": reads}
 assert set(CHECKS) == {"answer", *_CHECKS}
 
 
