@@ -39,6 +39,7 @@ class Sizes:
     cases_per_row: int  # of the covering array
     cases_per_key: int  # of the random phase
     far_share: float  # of the compile keys with pages past 2**31 elements
+    reads_share: float  # of the random cases that ask for nothing else: the read set, which only the interpreter shows
 
 
 # One program and tile of 32 keys costs the interpreter 7 to 9 ms, whatever the head size; it compiles nothing.
@@ -56,6 +57,7 @@ INTERPRETED = Sizes(
     cases_per_row=1,
     cases_per_key=3,
     far_share=0.0,
+    reads_share=0.1,
 )
 # A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
 COMPILED = Sizes(
@@ -72,6 +74,7 @@ COMPILED = Sizes(
     cases_per_row=6,
     cases_per_key=80,
     far_share=0.03,
+    reads_share=0.0,
 )
 
 

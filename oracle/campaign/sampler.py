@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..case import FLOAT8, Case
 from .lengths import Sizes, total_work
@@ -59,6 +59,8 @@ class Group:
         far = rng.random() < sizes.far_share and _may_be_far(base)
         for _ in range(self.count):
             case = _affordable_case(model, base, rng, sizes)
+            if sizes.reads_share and case.check == "answer" and rng.random() < sizes.reads_share:
+                case = replace(case, check="reads")
             yield case.with_spec(far_pages=True) if far else case
 
 

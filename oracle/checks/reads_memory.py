@@ -64,7 +64,8 @@ class Memory:
     regions: dict[str, Region]
     loads: dict[str, Touches]
     stores: dict[str, Touches]
-    outside: tuple[tuple[int, bool], ...]  # (address, is a store) of lanes beside the elements, the first ones only
+    loads_beside: Ints  # addresses in the same memory, but in no element of a tensor
+    stores_beside: Ints
 
 
 def regions(arguments: Mapping[str, Any]) -> dict[str, Region]:
@@ -100,9 +101,9 @@ def resolve(trace: Trace, named: Mapping[str, Region]) -> Memory:
         # An element that is written in parts was written once: by the part that begins it.
         written &= (trace.addresses[lanes] - first) % region.tensor.element_size() == 0
         stores[region.name] = Touches(access[lanes[written]], elements[written])
-    beside = np.flatnonzero(~found & _in_storages(trace.addresses, named))[:4]
-    outside = tuple((int(trace.addresses[lane]), bool(trace.is_store[access[lane]])) for lane in beside)
-    return Memory(dict(named), loads, stores, outside)
+    beside = ~found & _in_storages(trace.addresses, named)
+    written = trace.is_store[access]
+    return Memory(dict(named), loads, stores, trace.addresses[beside & ~written], trace.addresses[beside & written])
 
 
 def _touches(region: Region, trace: Trace, lanes: Ints, width: int) -> tuple[Ints, Ints]:

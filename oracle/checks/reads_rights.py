@@ -1,4 +1,7 @@
-"""What the contract lets a call touch, element by element; docs/read_set.md says what was decided where it leaves room."""
+"""What the contract lets a call touch, element by element.
+
+Where the contract leaves room, docs/read_set.md says what was decided.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from .reads_sight import Sight, as_numpy
 class Rights:
     """Of one tensor: which elements may be read, have to be read, and are to be stored, once each and no others.
 
-    Each broadcasts to the tensor's shape, or is the same for all. `forbidden` and `needed` say why, of an element that was.
+    Each broadcasts to the tensor's shape. `forbidden` and `needed` say, of an element that was or was not, why.
     """
 
     may_read: Bools | bool = True
@@ -58,9 +61,7 @@ def _of_attention(problem: Problem, sight: Sight) -> dict[str, Rights]:
         heads = open_heads.reshape(spec.num_kv_heads, spec.group_size).any(axis=1)
         names, may = ["k_cache", "v_cache"], visible[..., None, None]
         must = may & heads[None, None, :, None]
-    found |= {
-        name: Rights(may, must, forbidden="which no row may see", needed="which a row sees") for name in names
-    }
+    found |= {name: Rights(may, must, forbidden="which no row may see", needed="which a row sees") for name in names}
     found["batch.block_table"] = Rights(must_read=sight.entries & matters, needed="whose page holds a visible key")
     found["rules.query_bias"] = Rights(
         sight.bias, sight.bias_used & matters, forbidden="of a key or a token that does not exist",

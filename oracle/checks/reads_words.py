@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ import numpy as np
 from ..building.pages import Pages, lay_out
 from ..building.problem import Problem
 from ..locate import locate
+from .reads_memory import Region
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,22 @@ class Words:
         if name in self.problem.outputs:
             return f"{at}, {locate(self.problem, name, index)}"
         return self.slot(index[0] * self.problem.case.spec.block_size + index[1])
+
+
+def more(count: int, things: str) -> str:
+    """What follows the one that was described."""
+    return f" ({count} such {things})" if count > 1 else ""
+
+
+def next_to(address: int, named: Mapping[str, Region]) -> str:
+    """The tensor that an address in no element is nearest to, and how far it is."""
+
+    def distance(region: Region) -> int:
+        first, end = region.span
+        return max(first - address, address - end + 1, 0)
+
+    nearest = min((region for region in named.values() if region.tensor.numel()), key=distance)
+    first, end = nearest.span
+    if address < first:
+        return f"{first - address} bytes before {nearest.name}"
+    return f"{address - end} bytes after the end of {nearest.name}" if address >= end else f"a gap of {nearest.name}"
