@@ -61,6 +61,8 @@ FIXED = {
     "decompressed": Case(
         spec=replace(MLA, operation="mla_attention_decompressed", nope_head_size=16, sliding_window=8), batch=MIXED
     ),
+    "no tokens": Case(spec=SMALL, batch=BatchShape(query_lens=(0, 0), seq_lens=(9, 0))),
+    "no requests": Case(spec=SMALL, batch=BatchShape(padding_tokens=3)),
     "update": Case(spec=replace(SMALL, operation="update_kv_cache", cache_layout="HND", odd_strides=True), batch=MIXED),
     "float8 update": Case(
         spec=replace(SMALL, operation="update_kv_cache", kv_dtype="float8_e4m3fn", scales="head"), batch=MIXED

@@ -51,7 +51,13 @@ class Group:
         if self.given:
             yield from self.given[: self.count]
             return
-        rng = random.Random(f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}")
+        # Checks are drawn apart, so that a case has the same numbers with one and without.
+        stream = f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}"
+        checks = random.Random(f"{stream}:checks")
+        for case in self._drawn(model, sizes, random.Random(stream)):
+            yield with_reads(case, checks, sizes) if self.row is None else case
+
+    def _drawn(self, model: Model, sizes: Sizes, rng: random.Random) -> Iterator[Case]:
         if self.row is not None:
             yield from (realise(dict(self.row), rng, sizes) for _ in range(self.count))
             return
@@ -59,9 +65,13 @@ class Group:
         far = rng.random() < sizes.far_share and _may_be_far(base)
         for _ in range(self.count):
             case = _affordable_case(model, base, rng, sizes)
-            if sizes.reads_share and case.check == "answer" and rng.random() < sizes.reads_share:
-                case = replace(case, check="reads")
             yield case.with_spec(far_pages=True) if far else case
+
+
+def with_reads(case: Case, rng: random.Random, sizes: Sizes) -> Case:
+    """The case, or a share of the time, if it asks for nothing else, the same case asked for its read set."""
+    asked = rng.random() < sizes.reads_share
+    return replace(case, check="reads") if asked and case.check == "answer" else case
 
 
 def _may_be_far(row: Row) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..building.poison import is_unwritten
-from ..execution.tracing import Bools
+from ..execution.tracing import Bools, Ints
 from .reads_memory import Memory, Region
 from .reads_rights import Rights
 from .reads_words import Words, more
@@ -24,7 +24,7 @@ class Elements:
     rights: Rights
     words: Words
     loads: Bools  # loaded at all
-    stores: np.ndarray  # type: ignore[type-arg]  # how often
+    stores: Ints  # how often
 
     @staticmethod
     def of(region: Region, rights: Rights, memory: Memory, words: Words) -> Elements:
@@ -67,5 +67,5 @@ class Elements:
         name = self.region.name
         place = self.words.element(name, tuple(int(part) for part in np.argwhere(wrong)[0]))
         in_slots = name.endswith("_cache")
-        count = np.count_nonzero(wrong.reshape(*wrong.shape[:2], -1).any(axis=2) if in_slots else wrong)
+        count = int(np.count_nonzero(wrong.reshape(*wrong.shape[:2], -1).any(axis=2) if in_slots else wrong))
         yield f"{name}: {verb} {place}, {why}{more(count, 'slots' if in_slots else 'elements')}"

@@ -34,7 +34,7 @@ class Attribution:
         segment_of_access = np.cumsum(begins) - 1
         rows = _rows(trace.programs[begins], segment_of_access, memory, len(sight.sees) * len(sight.decided))
         heads = words.problem.case.spec.num_kv_heads
-        read = {}
+        read: dict[str, Bools] = {}
         for name in ("k_cache", "v_cache", "latent_cache"):
             if name in memory.loads:
                 loads, (num_blocks, block_size, *_, dims) = memory.loads[name], memory.regions[name].shape
@@ -47,7 +47,7 @@ class Attribution:
     def read_for_others(self) -> Iterator[str]:
         """A slot that was read where none of the rows at work belongs to a request that may see it."""
         sight = self.sight
-        tokens = self.rows.reshape(len(self.rows), len(sight.sees), -1).any(axis=2)
+        tokens = np.asarray(self.rows.reshape(len(self.rows), len(sight.sees), len(sight.decided)).any(axis=2))
         member = sight.request_of_token[None, :] == np.arange(len(sight.entries))[:, None]
         requests = _some(tokens, member.T)  # [num_segments, num_requests]
         # What no request at all may see is a finding of its own.
@@ -57,29 +57,31 @@ class Attribution:
             if wrong.any():
                 segment, slot = (int(part[0]) for part in np.nonzero(wrong))
                 own = " and ".join(str(number) for number in np.flatnonzero(requests[segment])) or "none"
-                count = np.count_nonzero(wrong.any(axis=0))
+                count = int(np.count_nonzero(wrong.any(axis=0)))
                 yield f"{name}: reads {self.words.slot(slot)} for request {own}, which may not{more(count, 'slots')}"
 
     def not_read_for(self) -> Iterator[str]:
-        """A row that sees a key in no segment of which it was read."""
+        """A row that sees a key, and at work for which that key was never read."""
+        used = np.flatnonzero(self.sight.sees.any(axis=0))
         for name, read in self.read.items():
             missing = np.argwhere(self._missing(read))
             if len(missing):
                 token, head, column = missing[0].tolist()
-                slot = self.words.slot(int(np.flatnonzero(self.sight.sees.any(axis=0))[column]))
+                slot = self.words.slot(int(used[column]))
                 row = self.words.row(token, head)
                 yield f"{name}: never reads {slot} for {row}, which sees it{more(len(missing), 'pairs of row and key')}"
 
     def _missing(self, read: Bools) -> Bools:
         """[num_tokens, num_query_heads, slots that are seen at all]"""
-        sees = self.sight.sees[:, self.sight.sees.any(axis=0)]
-        num_tokens, num_kv_heads = len(sees), read.shape[1]
-        rows = self.rows.reshape(len(self.rows), num_tokens, num_kv_heads, -1)
-        got = [
-            _some(rows[:, :, head].reshape(len(rows), -1).T, read[:, head, self.sight.sees.any(axis=0)])
-            for head in range(num_kv_heads)
-        ]
-        served = np.stack([part.reshape(num_tokens, -1, sees.shape[1]) for part in got], axis=1)
+        used = self.sight.sees.any(axis=0)
+        sees = self.sight.sees[:, used]
+        (num_tokens, num_used), num_kv_heads = sees.shape, read.shape[1]
+        group_size = len(self.sight.decided) // num_kv_heads
+        rows = self.rows.reshape(len(self.rows), num_tokens, num_kv_heads, group_size)
+        served = np.zeros((num_tokens, num_kv_heads, group_size, num_used), dtype=bool)
+        for head in range(num_kv_heads):
+            at_work = rows[:, :, head].reshape(len(rows), num_tokens * group_size)
+            served[:, head] = _some(at_work.T, read[:, head, used]).reshape(num_tokens, group_size, num_used)
         wanted = sees[:, None] & ~self.sight.decided[None, :, None]
         return wanted & ~served.reshape(wanted.shape)
 

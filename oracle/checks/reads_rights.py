@@ -48,17 +48,17 @@ def _of_attention(problem: Problem, sight: Sight) -> dict[str, Rights]:
     open_heads = ~sight.decided
     matters = bool(open_heads.any())
     live = sight.request_of_token >= 0
-    needed_rows = sight.sees.any(axis=1)[:, None] & open_heads
+    needed_rows = np.any(sight.sees, axis=1, keepdims=True) & open_heads
     query = Rights(
         live[:, None, None], needed_rows[:, :, None], forbidden="which no request has", needed="which sees keys"
     )
     found = {name: query for name in ("q", "q_nope", "q_pe")}
     block_size = spec.block_size
-    visible = sight.sees.any(axis=0).reshape(-1, block_size)
+    visible: Bools = np.asarray(sight.sees.any(axis=0)).reshape(-1, block_size)
     if spec.is_mla:
         names, may, must = ["latent_cache"], visible[..., None], visible[..., None] & matters
     else:
-        heads = open_heads.reshape(spec.num_kv_heads, spec.group_size).any(axis=1)
+        heads = np.asarray(open_heads.reshape(spec.num_kv_heads, spec.group_size).any(axis=1))
         names, may = ["k_cache", "v_cache"], visible[..., None, None]
         must = may & heads[None, None, :, None]
     found |= {name: Rights(may, must, forbidden="which no row may see", needed="which a row sees") for name in names}
