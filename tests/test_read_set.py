@@ -79,7 +79,8 @@ def test_ours_touches_what_it_may_and_all_of_it(case: Case) -> None:
 
 TILES, ATTEND = "kernels/tiles.py", "kernels/attend.py"
 WINDOW_START = "start = tl.maximum(first_position - sliding_window + 1, 0)"
-TABLE_LOAD = "blocks = tl.load(row + keys // BLOCK_SIZE, mask=readable, other=0)"
+TABLE_LOAD = "tl.load(row + keys // BLOCK_SIZE, mask"
+BLOCK = "block = next_blocks.to(tl.int64)"
 
 ROW_LOAD = "mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)"
 
@@ -109,12 +110,12 @@ PLANTED = {
         r"batch.block_table: never reads element \[0, 2\], whose page holds a visible key",
     ),
     "the page after": (
-        "mixed", ATTEND, "return blocks.to(tl.int64)", "return blocks.to(tl.int64) + 1",
+        "mixed", ATTEND, BLOCK, f"{BLOCK} + 1",
         r"loads from 0 bytes after the end of k_cache \(\d+ such places\); "
         r"k_cache: reads slot 0 of page \d+ \(a page that no request has\), which no row may see",
     ),
     "a page that is not there": (
-        "mixed", ATTEND, "return blocks.to(tl.int64)", "return blocks.to(tl.int64) + (1 << 34)",
+        "mixed", ATTEND, BLOCK, f"{BLOCK} + (1 << 34)",
         r"would load from memory that the call was not given, \d+ bytes after the end of ",
     ),
     "pages of the first request": (
