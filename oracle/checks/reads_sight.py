@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...reference.problem import Rules
+from ...reference.problem import Batch, Rules
 from ..building.problem import Problem
 from ..execution.tracing import Bools, Ints
 
@@ -33,38 +33,38 @@ class Sight:
 def sight_of(problem: Problem) -> Sight:
     """The visibility rules of an attention case, from its tensors."""
     batch, rules = problem.arguments["batch"], problem.arguments["rules"]
-    starts, seq_lens, table = (as_numpy(t) for t in (batch.cu_seqlens_q, batch.seq_lens, batch.block_table))
     cache = problem.arguments["latent_cache" if problem.case.spec.is_mla else "k_cache"]
-    num_blocks, block_size = cache.shape[:2]
     num_tokens = problem.case.batch.num_tokens
-    bias = None if rules.query_bias is None else as_numpy(rules.query_bias)
-    width = 0 if bias is None else bias.shape[1]
+    bias_shape = (num_tokens, 0) if rules.query_bias is None else tuple(rules.query_bias.shape)
     sight = Sight(
         request_of_token=np.full(num_tokens, -1, dtype=np.int64),
-        sees=np.zeros((num_tokens, num_blocks * block_size), dtype=bool),
-        entries=np.zeros(table.shape, dtype=bool),
-        bias=np.zeros((num_tokens, width), dtype=bool),
-        bias_used=np.zeros((num_tokens, width), dtype=bool),
+        sees=np.zeros((num_tokens, cache.shape[0] * cache.shape[1]), dtype=bool),
+        entries=np.zeros(tuple(batch.block_table.shape), dtype=bool),
+        bias=np.zeros(bias_shape, dtype=bool),
+        bias_used=np.zeros(bias_shape, dtype=bool),
         decided=_decided(rules, problem.case.spec.num_query_heads),
     )
     for request in range(batch.num_requests):
-        first, query_len = int(starts[request]), int(starts[request + 1] - starts[request])
-        length = int(seq_lens[request])
-        rows = slice(first, first + query_len)
-        sight.request_of_token[rows] = request
-        seen = _ruled(query_len, length, rules)
-        # The columns of the bias are the request's last keys; where it has more tokens than keys, some have none.
-        context = length - query_len
-        columns = np.arange(max(0, -context), min(width, query_len))
-        if bias is not None:
-            sight.bias[rows, columns] = True
-            sight.bias_used[rows, columns] = seen[:, columns + context]
-            seen[:, columns + context] &= bias[rows, columns] > -np.inf
-        tokens, keys = np.nonzero(seen)
-        pages = table[request, keys // block_size]
-        sight.entries[request, keys // block_size] = True
-        sight.sees[first + tokens, pages * block_size + keys % block_size] = True
+        _add_request(sight, request, batch, rules, cache.shape[1])
     return sight
+
+
+def _add_request(sight: Sight, request: int, batch: Batch, rules: Rules, block_size: int) -> None:
+    first, end = as_numpy(batch.cu_seqlens_q)[request : request + 2].tolist()
+    length = int(batch.seq_lens[request])
+    sight.request_of_token[first:end] = request
+    seen = _ruled(end - first, length, rules)
+    if rules.query_bias is not None:
+        # Its columns are the last keys; where there are more tokens than keys, the first of them have no key.
+        context = length - (end - first)
+        columns = np.arange(max(0, -context), min(rules.query_bias.shape[1], end - first))
+        sight.bias[first:end, columns] = True
+        sight.bias_used[first:end, columns] = seen[:, columns + context]
+        seen[:, columns + context] &= as_numpy(rules.query_bias)[first:end, columns] > -np.inf
+    tokens, keys = np.nonzero(seen)
+    pages = as_numpy(batch.block_table)[request, keys // block_size]
+    sight.entries[request, keys // block_size] = True
+    sight.sees[first + tokens, pages * block_size + keys % block_size] = True
 
 
 def _ruled(query_len: int, length: int, rules: Rules) -> Bools:
