@@ -31,8 +31,8 @@ RECIPES = ("normal", "needle", "one_hot", "extreme", "census", "tagged", "one_ho
 POISON_TIERS = "abcde"
 MODES = ("eager",)
 # Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).
-CHECKS = (
-    "answer",
+# Between several of a candidate's own runs.
+RELATIONS = (
     "repeat",
     "interference",
     "must_read",
@@ -47,6 +47,7 @@ CHECKS = (
     "groups",
     "swap",
 )
+CHECKS = ("answer", *RELATIONS, "reads")
 
 
 @dataclass(frozen=True, kw_only=True)

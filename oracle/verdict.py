@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     POISONED = "poisoned"  # NaN or Inf where a finite value was due
     UNWRITTEN = "unwritten"  # an output still holds what the oracle put there
     OUT_OF_BOUNDS = "out-of-bounds"  # a byte outside of the outputs changed
+    WRONG_ACCESS = "wrong-access"  # a kernel touched what it may not, or left what it has to touch
     NONDETERMINISTIC = "nondeterministic"
     REPLAY_DIFFERS = "replay-differs"
     CRASHED = "crashed"

@@ -28,6 +28,7 @@ ALLOWED = {
     "optimized/interpreter.py": {"torch", "triton", "numpy"},  # Triton's interpreter is written in numpy
     "oracle/": {"torch", "numpy", "reference"},
     "oracle/campaign/progress.py": {"rich"},
+    "oracle/execution/tracing.py": {"torch", "numpy", "triton"},
     "oracle/adapters/": {"torch", "numpy", "reference"},
     "oracle/adapters/ours.py": {"torch", "numpy", "reference", "optimized"},
     "oracle/mutants/": {"torch", "numpy", "reference", "optimized"},
@@ -127,6 +128,7 @@ def test_a_forbidden_import_is_reported(path: str, source: str) -> None:
         ),
         ("oracle/execution/eager.py", "import numpy\nfrom ..case import Case\nfrom ... import reference"),
         ("oracle/campaign/progress.py", "from rich.live import Live"),
+        ("oracle/execution/tracing.py", "def f():\n    from triton.runtime import interpreter"),
         ("oracle/adapters/ours.py", "from ... import optimized"),
         ("oracle/adapters/vllm.py", "def f():\n    import vllm"),
     ],

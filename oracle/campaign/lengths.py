@@ -40,6 +40,7 @@ class Sizes:
     cases_per_key: int  # of the random phase
     far_share: float  # of the compile keys with pages past 2**31 elements
     check_share: float  # of the cases that are asked one thing beyond the answer
+    reads_share: float  # of the random cases that ask for nothing else: the read set, which only the interpreter shows
 
 
 # One program and tile of 32 keys costs the interpreter 7 to 9 ms, whatever the head size; it compiles nothing.
@@ -58,6 +59,7 @@ INTERPRETED = Sizes(
     cases_per_key=3,
     far_share=0.0,
     check_share=1 / 6,
+    reads_share=0.1,
 )
 # A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
 COMPILED = Sizes(
@@ -75,6 +77,7 @@ COMPILED = Sizes(
     cases_per_key=80,
     far_share=0.03,
     check_share=1 / 6,
+    reads_share=0.0,
 )
 
 

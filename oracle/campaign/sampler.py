@@ -56,7 +56,8 @@ class Group:
         stream = f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}"
         checks = random.Random(f"{stream}:checks")
         for case in self._drawn(model, sizes, random.Random(stream)):
-            yield with_check(case, checks, sizes)
+            case = with_check(case, checks, sizes)
+            yield with_reads(case, checks, sizes) if self.row is None else case
 
     def _drawn(self, model: Model, sizes: Sizes, rng: random.Random) -> Iterator[Case]:
         if self.row is not None:
@@ -70,10 +71,16 @@ class Group:
 
 
 def with_check(case: Case, rng: random.Random, sizes: Sizes) -> Case:
-    """The case, or a share of the time the same case asked one of the checks that say something of it."""
+    """The case, or a share of the time the same case asked one of the relations that say something of it."""
     asked, drawn = rng.random() < sizes.check_share, rng.random()
     offered = applicable(case) if asked else ()
     return replace(case, check=offered[int(drawn * len(offered))]) if offered else case
+
+
+def with_reads(case: Case, rng: random.Random, sizes: Sizes) -> Case:
+    """The case, or a share of the time, if it asks for nothing else, the same case asked for its read set."""
+    asked = rng.random() < sizes.reads_share
+    return replace(case, check="reads") if asked and case.check == "answer" else case
 
 
 def _may_be_far(row: Row) -> bool:
