@@ -117,7 +117,7 @@ def test_cases_keep_to_their_sizes(interpreted: list[Case], compiled: list[Case]
         for case in cases:
             assert total_work(case.spec, case.batch, sizes) <= 2 * max(sizes.work)
     assert sorted(case.batch.num_tokens for case in interpreted)[len(interpreted) // 2] <= 24
-    assert sum(case.batch.num_tokens > 2100 for case in compiled) == 0
+    assert all(case.batch.num_tokens <= 2100 or case.batch.num_requests >= 65535 for case in compiled)
 
 
 def test_pages_far_apart_are_drawn_on_a_gpu_only_and_not_in_four_bytes() -> None:
