@@ -180,11 +180,62 @@ def test_odd_strides_are_odd_and_do_not_overlap(operation: str, layout: str) -> 
         assert any(stride % 16 for stride in problem.arguments[name].stride()[:-1]) or layout == "interleaved", name
 
 
-def test_a_dimension_of_one_may_have_any_stride() -> None:
-    case = replace(make(odd_strides=True, num_kv_heads=1), batch=BatchShape(query_lens=(1,), seq_lens=(20,)))
-    arguments = build(case).arguments
-    assert arguments["q"].stride(0) > 10**6
-    assert arguments["k_cache"].stride(2) > 10**6
+ALONE = BatchShape(query_lens=(1,), seq_lens=(1,), spare_blocks=False)
+
+
+@pytest.mark.parametrize("layout", CACHE_LAYOUTS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_dimension_of_one_may_have_any_stride(operation: str, layout: str) -> None:
+    """One token, one request, one kv head, one page with one slot: no stride but the last means anything."""
+    if Spec(operation=operation).is_mla and layout not in MLA_CACHE_LAYOUTS:
+        layout = "NHD"
+    case = make(operation, odd_strides=True, num_kv_heads=1, group_size=1, cache_layout=layout).with_spec(block_size=1)
+    if operation.endswith("attention"):
+        case = case.with_spec(query_bias="chain", bias_width=2)
+    arguments = build(replace(case, batch=ALONE)).arguments
+    tensors = {name: tensor for name, tensor in arguments.items() if isinstance(tensor, Tensor)}
+    if "batch" in arguments:
+        tensors |= {"block_table": arguments["batch"].block_table}
+    if operation.endswith("attention"):
+        tensors |= {"query_bias": arguments["rules"].query_bias}
+    for name, tensor in tensors.items():
+        if name not in ("slot_mapping", "w_uk", "w_uv"):
+            assert min(tensor.stride()[:-1]) > 10**6, name
+            assert max(tensor.shape[:-1]) == 1, name
+
+
+def test_a_pool_without_spare_pages_is_all_in_use() -> None:
+    case = make().with_batch(seq_lens=(50, 9, 0, 37), spare_blocks=False, shared_blocks=0)
+    problem = build(replace(case, poison="bcde"))
+    table = problem.arguments["batch"].block_table
+    used = [-(-length // 8) for length in case.batch.seq_lens]
+    pages = sorted(int(page) for row, count in zip(table, used, strict=True) for page in row[:count])
+    assert pages == list(range(problem.arguments["k_cache"].shape[0]))
+    assert torch.equal(answer(problem)[0], answer(build(case))[0])
+
+
+def test_a_page_stands_twice_in_every_request_of_two_pages() -> None:
+    distances = set()
+    for seed in range(16):
+        case = replace(make(), seed=seed, poison="bcde").with_batch(repeated_blocks=True, shared_blocks=0)
+        table = build(case).arguments["batch"].block_table
+        for row, used in zip(table, (7, 2, 0, 5), strict=True):
+            pages = row[:used].tolist()
+            assert len(set(pages)) == used - (used >= 2)
+            twice = [column for column, page in enumerate(pages) if pages.count(page) == 2]
+            distances |= {twice[1] - twice[0]} if twice else set()
+    assert {1, 2, 3, 4} <= distances
+
+
+def test_a_page_that_stands_twice_holds_the_same_keys_twice() -> None:
+    """Eight keys in one page, named twice: each weight halves, so the output stays and the lse grows by log 2."""
+    spec = make(dtype="float32", causal=False).spec
+    once = Case(spec=spec, batch=BatchShape(query_lens=(1,), seq_lens=(8,)), seed=7)
+    twice = once.with_batch(seq_lens=(16,), repeated_blocks=True)
+    for seed in range(4):
+        (out, lse), (out_twice, lse_twice) = (answer(build(replace(case, seed=seed))) for case in (once, twice))
+        torch.testing.assert_close(out_twice, out)
+        torch.testing.assert_close(lse_twice, lse + float(np.log(2.0)))
 
 
 def test_pages_are_scattered_and_some_belong_to_nobody() -> None:
