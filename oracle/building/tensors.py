@@ -85,7 +85,7 @@ def _with_row_pitch(case: Case, table: NDArray[np.int32]) -> NDArray[np.int32]:
 
 def _without_pitch(case: Case, wide: Tensor, table: NDArray[np.int32]) -> Tensor:
     layout = Layout(table.shape, wide.stride())
-    return (layout.with_odd_singles() if case.spec.odd_strides else layout).view(wide, wide.storage_offset())
+    return (layout.with_odd_singles() if case.spec.odd_strides else layout).view(wide, int(wide.storage_offset()))
 
 
 def _pack_batch(case: Case, slots: Slots, pack: Pack) -> None:

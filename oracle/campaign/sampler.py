@@ -35,6 +35,7 @@ _WEIGHTS: dict[str, dict[Value, float]] = {
     "block_size": {544: 0.3},
     "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15, "extremes": 0.15},
     "padding": {"both": 0.5},
+    "repeated_blocks": {False: 0.7},
 }
 
 
