@@ -68,7 +68,7 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
         **inputs,
         **pools.caches,
         **outputs,
-        "batch": Batch(small["cu_seqlens_q"], small["seq_lens"], _without_pitch(case, small["block_table"], table)),
+        "batch": Batch(small["cu_seqlens_q"], small["seq_lens"], _table_of(case, small["block_table"], table)),
         "rules": _rules(case.spec, small, query_bias),
         "scales": scales_of(small),
     }
@@ -83,7 +83,7 @@ def _with_row_pitch(case: Case, table: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.pad(table, ((0, 0), (0, 3)), constant_values=HUGE_PAGE)
 
 
-def _without_pitch(case: Case, wide: Tensor, table: NDArray[np.int32]) -> Tensor:
+def _table_of(case: Case, wide: Tensor, table: NDArray[np.int32]) -> Tensor:
     layout = Layout(table.shape, wide.stride())
     return (layout.with_odd_singles() if case.spec.odd_strides else layout).view(wide, int(wide.storage_offset()))
 
