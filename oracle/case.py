@@ -24,9 +24,11 @@ OPERATIONS = (
 ATTENTION_OPERATIONS = OPERATIONS[:3]
 DTYPES = ("float32", "float16", "bfloat16")
 FLOAT8 = "float8_e4m3fn"
-CACHE_LAYOUTS = ("NHD", "HND", "interleaved")
+CACHE_LAYOUTS = ("NHD", "HND", "interleaved", "head_major", "sliced", "transposed", "slot_major")  # building/layouts.py
+MLA_CACHE_LAYOUTS = ("NHD", "sliced", "transposed", "slot_major")  # of rows without heads
 SCALE_KINDS = ("none", "tensor", "head")
-QUERY_BIASES = ("none", "tree", "dense")
+QUERY_BIASES = ("none", "chain", "tree", "deep", "dense")
+TREES = ("chain", "tree", "deep")  # of the query biases those that hide keys and add nothing
 RECIPES = ("normal", "needle", "one_hot", "extreme", "census", "tagged", "one_hot_full", "cancel")
 POISON_TIERS = "abcde"
 MODES = ("eager",)
@@ -102,6 +104,8 @@ class BatchShape:
     padding_tokens: int = 0  # rows of the buffers beyond the last request's
     table_slack: int = 0  # unused columns of the block table
     shared_blocks: int = 0  # leading pages that all requests share with the first one long enough
+    repeated_blocks: bool = False  # every request of two pages or more has one of them in its table twice
+    spare_blocks: bool = True  # the pool has pages that nobody owns, page 0 among them
 
     @property
     def num_requests(self) -> int:

@@ -14,7 +14,8 @@ from ..case import Case
 from ..formats import torch_dtype
 from .guards import Guards, Watch
 from .hashing import hashed, host_hashes, index_terms, normals
-from .memory import Pack, place, place_pools, row_layout
+from .layouts import row_layout
+from .memory import Pack, place, place_pools
 from .pages import Pages, lay_out
 from .problem import Draws, Problem, add_scales, scales_of
 
@@ -53,7 +54,7 @@ def build_update(case: Case, device: torch.device) -> Problem:
 
 def _unshared(case: Case) -> Pages:
     """A slot that is written belongs to one request."""
-    return lay_out(case.with_batch(shared_blocks=0))
+    return lay_out(case.with_batch(shared_blocks=0, repeated_blocks=False))
 
 
 def slot_mapping(case: Case) -> NDArray[np.int64]:
@@ -117,13 +118,11 @@ def _relate(case: Case, lse_a: Tensor, lse_b: Tensor, kind: Tensor) -> None:
 def _place_rows(
     case: Case, rows: Mapping[str, Tensor], live: int, device: torch.device
 ) -> tuple[dict[str, Tensor], list[Watch]]:
-    """Rows in the case's dtype (an lse in float32 and packed), those from `live` on left as guard bytes."""
+    """Rows in the case's dtype (an lse in float32), those from `live` on left as guard bytes."""
     placed, watches = {}, []
     for name, values in rows.items():
-        is_lse = name.startswith("lse")
-        dtype = torch.float32 if is_lse else torch_dtype(case.spec.dtype)
-        like = case.with_spec(odd_strides=False) if is_lse else case
-        layout = row_layout(like, tuple(values.shape), misaligned=name in ("value", "out_b"))
+        dtype = torch.float32 if name.startswith("lse") else torch_dtype(case.spec.dtype)
+        layout = row_layout(case, tuple(values.shape), misaligned=name in ("value", "out_b", "lse_b"))
         memory, (tensor,) = place(case, [layout], dtype, device)
         written = slice(live) if "d" in case.poison else slice(None)
         tensor[written].copy_(values[written].to(dtype))

@@ -32,8 +32,10 @@ _WEIGHTS: dict[str, dict[Value, float]] = {
     "q_dtype": {SAME: 0.8},
     "out_dtype": {SAME: 0.8},
     "group_size": {71: 0.3, 128: 0.3},
-    "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15},
+    "block_size": {544: 0.3},
+    "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15, "extremes": 0.15},
     "padding": {"both": 0.5},
+    "repeated_blocks": {False: 0.7},
 }
 
 
