@@ -55,6 +55,13 @@ CASES = {
         spec=Spec(operation="mla_attention_decompressed", kv_dtype=FLOAT8, scales="head", nope_head_size=16, **MLA),
         batch=BATCH,
     ),
+    **{
+        f"pages inside of {layout}, and no spare ones": Case(
+            spec=replace(SMALL, num_kv_heads=2, block_size=4, cache_layout=layout),
+            batch=replace(BATCH, spare_blocks=False, repeated_blocks=True),
+        )
+        for layout in ("head_major", "slot_major", "sliced", "transposed")
+    },
     "two parts": Case(spec=Spec(operation="merge_states", head_size=32), batch=BATCH, recipe="extreme"),
 }
 

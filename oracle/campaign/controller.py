@@ -118,7 +118,9 @@ class Controller:
 
     def _made_up(self) -> Group | None:
         """Once all rows are judged, another for a pair that no judged case had: its cases were declined or left."""
-        if self.summary.rows_done is None or any(handle.task and handle.task.group.row for handle in self.pool.handles):
+        if self.summary.rows_done is None or any(
+            isinstance(handle.task, Assignment) and handle.task.group.row for handle in self.pool.handles
+        ):
             return None
         if self.lost_pairs is None:
             lost = [pair for pair in self.summary.pairs_missing if not pair & self.summary.banned]
