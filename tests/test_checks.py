@@ -58,7 +58,7 @@ CASES = {
     **{
         f"pages inside of {layout}, and no spare ones": Case(
             spec=replace(SMALL, num_kv_heads=2, block_size=4, cache_layout=layout),
-            batch=replace(BATCH, spare_blocks=False, repeated_blocks=True),
+            batch=BatchShape(query_lens=(1, 1, 1), seq_lens=(9, 14, 6), spare_blocks=False),
         )
         for layout in ("head_major", "slot_major", "sliced", "transposed")
     },
