@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.interpreter import GridExecutor
@@ -13,6 +14,7 @@ from triton.runtime.jit import TensorWrapper
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .errors import CaptureError, NotEmulated
+from .leaves import map_leaves
 from .nodes import Tape
 
 # The tape of this thread's capture and the operators that are open, or None where none is under way.
@@ -39,7 +41,10 @@ def install(current_tape: CurrentTape) -> None:
 
     def recorded_launch(self: Any, *args: Any, **kwargs: Any) -> Any:
         current = current_tape()
-        return launch(self, *args, **kwargs) if current is None else _record(self, args, kwargs, *current)
+        if current is None:
+            return launch(self, *args, **kwargs)
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            return _record(self, args, kwargs, *current)
 
     def declined_tuning(self: Any, *args: Any, **kwargs: Any) -> Any:
         current = current_tape()
@@ -62,17 +67,13 @@ def _record(executor: Any, args: Any, kwargs: Any, tape: Tape, where: str) -> No
         grid = grid(inspect.getcallargs(executor.fn, *args, **kwargs))
     grid = tuple(int(programs) for programs in grid)
     frozen = type(executor)(executor.fn, executor.arg_names, grid)
-    args = tuple(_freeze(value, tape, user) for value in args)
-    kwargs = {name: _freeze(value, tape, user) for name, value in kwargs.items()}
-    tape.append(Launch(user, frozen, args, kwargs))
+    frozen_args, frozen_kwargs = map_leaves(lambda leaf: _freeze(leaf, tape, user), (args, kwargs))
+    tape.append(Launch(user, frozen, frozen_args, frozen_kwargs))
 
 
 def _freeze(value: Any, tape: Tape, user: str) -> Any:
     if isinstance(value, Tensor):
         return tape.pointers.freeze(value, user)
-    if isinstance(value, tuple):
-        parts = [_freeze(part, tape, user) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     if isinstance(value, TensorWrapper):
         return TensorWrapper(tape.pointers.freeze(value.base, user), value.dtype)
     if isinstance(value, TensorDescriptor):

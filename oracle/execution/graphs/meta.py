@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .errors import NotEmulated
+from .leaves import leaves, map_leaves
 
 Allocate = Callable[[Tensor], Tensor]
 
@@ -26,13 +26,13 @@ class Shapes:
         self._func = func
         self._bound = _bind(func, args, kwargs)
         self._twins: dict[int, Tensor] = {}
-        meta_args, meta_kwargs = tree_map(self._without_memory, (args, kwargs))
+        meta_args, meta_kwargs = map_leaves(self._without_memory, (args, kwargs))
         try:
             self._returned = func(*meta_args, **meta_kwargs)
         except NotImplementedError as error:
             raise NotEmulated(f"{user}: torch has no rule for the sizes of its results") from error
         for name, value in self._written():
-            for tensor in tree_flatten(value)[0]:
+            for tensor in leaves(value):
                 if isinstance(tensor, Tensor) and self._twins[id(tensor)].shape != tensor.shape:
                     raise NotEmulated(f"{user}: {name} is resized inside of a capture, which is not emulated")
 
@@ -45,12 +45,11 @@ class Shapes:
         for declared, returned in zip(returns, whole, strict=True) if returns else ():
             if declared.alias_info is not None:
                 results.append(written[_alias(declared)])
-                self.new += [None] * len(tree_flatten(returned)[0])
+                self.new += [None for _ in leaves(returned)]
                 continue
-            leaves, structure = tree_flatten(returned)
-            fresh = [allocate(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            self.new += [leaf if isinstance(leaf, Tensor) else None for leaf in fresh]
-            results.append(tree_unflatten(fresh, structure))
+            fresh = map_leaves(lambda leaf: allocate(leaf) if isinstance(leaf, Tensor) else leaf, returned)
+            self.new += [leaf if isinstance(leaf, Tensor) else None for leaf in leaves(fresh)]
+            results.append(fresh)
         if not returns:
             return None
         return tuple(results) if len(returns) > 1 else results[0]

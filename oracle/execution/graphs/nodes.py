@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .errors import ReplayError
+from .leaves import leaves
 from .memory import Pool, poison
 from .pointers import Pointers
 
@@ -34,8 +34,7 @@ class Node:
         results = self._func(*self._args, **self._kwargs)
         if not self._targets:
             return
-        leaves = [results] if isinstance(results, Tensor) else tree_leaves(results)
-        for target, leaf in zip(self._targets, leaves, strict=True):
+        for target, leaf in zip(self._targets, leaves(results), strict=True):
             if target is not None:
                 target.copy_(leaf)
 

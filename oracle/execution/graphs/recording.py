@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from . import host
 from .errors import CaptureError, NotEmulated
+from .leaves import leaves, map_leaves
 from .meta import Shapes
 from .nodes import Node, Tape
 
@@ -72,7 +72,7 @@ class Recorder(TorchDispatchMode):
 
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func._schema.name
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if name == "aten::lift_fresh":
             host.mark(args[0], host.PAGEABLE)  # a tensor made from Python numbers
             return func(*args, **kwargs)
@@ -85,7 +85,7 @@ class Recorder(TorchDispatchMode):
         shapes = Shapes(user, func, args, kwargs)
         results = shapes.results(self._tape.allocate)
         if name not in _ALLOCATES:
-            frozen_args, frozen_kwargs = tree_map(lambda leaf: self._freeze(leaf, user), (args, kwargs))
+            frozen_args, frozen_kwargs = map_leaves(lambda leaf: self._freeze(leaf, user), (args, kwargs))
             targets = [self._freeze(new, user) if new is not None else None for new in shapes.new]
             self._tape.append(Node(user, func, frozen_args, frozen_kwargs, targets))
         return results
@@ -134,7 +134,7 @@ def _is_view(func: Any) -> bool:
 def _run_on_host(func: Any, args: Any, kwargs: Any) -> Any:
     """Host memory only: the host does it now, capture or not, and its result is host memory too."""
     results = func(*args, **kwargs)
-    for leaf in tree_flatten(results)[0]:
+    for leaf in leaves(results):
         if isinstance(leaf, Tensor) and host.kind_of(leaf) is None:
             host.mark(leaf, host.PAGEABLE)
     return results
