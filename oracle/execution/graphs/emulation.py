@@ -27,29 +27,29 @@ class EmulatedGraph:
 
     def __init__(self, pool: Pool) -> None:
         self.replays = 0
-        self._ended = False
+        self._num_nodes: int | None = None
         self._tape: Tape | None = Tape(pool)
-        self._recorder = Recorder(self._tape)
+        self._recorder: Recorder | None = Recorder(self._tape)
         self._recorder.start()
         _thread.graph = self
 
     @property
     def num_nodes(self) -> int:
         """Operators of torch and kernels; views and allocations are none."""
-        if self._tape is None or not self._ended:
-            raise CaptureError("num_nodes: the capture has not ended, or its graph was released")
-        return len(self._tape.operations)
+        if self._num_nodes is None:
+            raise CaptureError("num_nodes: the capture has not ended")
+        return self._num_nodes
 
     def end(self) -> None:
-        self._stop()
-        self._ended = True
+        tape = self._stop()
+        self._num_nodes = len(tape.operations)
 
     def abandon(self) -> None:
         self._stop()
         self._tape = None
 
     def replay(self) -> None:
-        if self._tape is None or not self._ended:
+        if self._tape is None or self._num_nodes is None:
             raise ReplayError("replay: the graph was released, or its capture never ended")
         if _active() is not None:
             raise ReplayError("replay: a graph is replayed inside of a capture")
@@ -57,19 +57,20 @@ class EmulatedGraph:
         self.replays += 1
 
     def release(self) -> None:
-        if self._ended:
+        if self._num_nodes is not None:
             self._tape = None
 
-    def _stop(self) -> None:
-        if _active() is not self:
+    def recording(self) -> tuple[Tape, Recorder]:
+        """What this thread records with."""
+        if _active() is not self or self._tape is None or self._recorder is None:
             raise CaptureError("this capture is not under way in this thread")
-        self._recorder.stop()
-        _thread.graph = None
+        return self._tape, self._recorder
 
-    def recording(self) -> tuple[Tape, str]:
-        """The tape, and the operators that are open."""
-        assert self._tape is not None
-        return self._tape, self._recorder.where()
+    def _stop(self) -> Tape:
+        tape, recorder = self.recording()
+        recorder.stop()
+        self._recorder = _thread.graph = None
+        return tape
 
 
 class EmulatedBackend:
@@ -116,4 +117,7 @@ def _active() -> EmulatedGraph | None:
 
 def _current_tape() -> tuple[Tape, str] | None:
     graph = _active()
-    return None if graph is None else graph.recording()
+    if graph is None:
+        return None
+    tape, recorder = graph.recording()
+    return tape, recorder.where()

@@ -6,7 +6,7 @@ inside of a capture.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,11 @@ _known: dict[int, tuple[StorageWeakRef, str]] = {}
 # What each of these does to a CUDA tensor waits for the device. On a CPU tensor they run no operator at all.
 _READS = {getattr(Tensor, name): name for name in ("cpu", "numpy", "tolist", "__array__", "__repr__")}
 _FROM_PYTHON = {torch.tensor, torch.as_tensor, torch.asarray}
+
+
+def prefix(opened: Sequence[str]) -> str:
+    """The operators whose bodies are running, in front of the name of what one of them did."""
+    return "".join(f"{name} > " for name in opened)
 
 
 def mark(tensor: Tensor, kind: str) -> None:
@@ -46,20 +51,18 @@ def kind_of(tensor: Tensor) -> str | None:
 class HostReads(TorchFunctionMode):
     """Refuses the host reads and copies that a CUDA capture refuses and that the dispatcher does not see."""
 
-    def __init__(self, where: Callable[[], str]) -> None:
+    def __init__(self, opened: Sequence[str]) -> None:
         super().__init__()
-        self._where = where
+        self._opened = opened  # the operators whose bodies are running, for messages
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        where = prefix(self._opened)
         if func in _READS and kind_of(args[0]) is None:
+            raise CaptureError(f"{where}Tensor.{_READS[func]}: found a read of device memory on the host in a capture")
+        made_from_python = func in _FROM_PYTHON and not any(isinstance(value, Tensor) for value in args)
+        if func is Tensor.new_tensor or (made_from_python and kwargs.get("device") is not None):
             raise CaptureError(
-                f"{self._where()}Tensor.{_READS[func]}: found a read of device memory on the host inside of a capture"
-            )
-        data_is_python = bool(args) and not isinstance(args[-1], Tensor)
-        if (func in _FROM_PYTHON and kwargs.get("device") is not None and data_is_python) or func is Tensor.new_tensor:
-            name = getattr(func, "__name__", "new_tensor")
-            raise CaptureError(
-                f"{self._where()}{name}: found a copy from pageable host memory to the device inside of a capture"
+                f"{where}{func.__name__}: found a copy from pageable host memory to the device in a capture"
             )
         return func(*args, **kwargs)

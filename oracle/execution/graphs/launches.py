@@ -14,7 +14,7 @@ from triton.runtime.jit import TensorWrapper
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .errors import CaptureError, NotEmulated
-from .leaves import map_leaves
+from .leaves import leaves, map_leaves
 from .nodes import Tape
 
 # The tape of this thread's capture and the operators that are open, or None where none is under way.
@@ -54,6 +54,33 @@ def install(current_tape: CurrentTape) -> None:
 
     GridExecutor.__call__ = recorded_launch
     Autotuner.run = declined_tuning
+    _release_arguments_at_once()
+
+
+def _release_arguments_at_once() -> None:
+    """Make the interpreter take CPU tensors as they are, instead of copies that are the same memory.
+
+    The functions that it copies them with refer to themselves, and so keep every argument of a launch alive until
+    Python's garbage collector comes by: a graph that points to freed memory would look right until then.
+    """
+    take, restore = GridExecutor._init_args_hst, GridExecutor._restore_args_dev
+
+    def take_directly(self: Any, args: Any, kwargs: Any) -> Any:
+        return (list(args), dict(kwargs)) if _all_on_cpu(args, kwargs) else take(self, args, kwargs)
+
+    def restore_nothing(self: Any, args: Any, args_hst: Any, kwargs: Any, kwargs_hst: Any) -> None:
+        if not _all_on_cpu(args, kwargs):
+            restore(self, args, args_hst, kwargs, kwargs_hst)
+
+    GridExecutor._init_args_hst = take_directly
+    GridExecutor._restore_args_dev = restore_nothing
+
+
+def _all_on_cpu(args: Any, kwargs: Any) -> bool:
+    return not any(
+        isinstance(leaf, (TensorWrapper, TensorDescriptor)) or (isinstance(leaf, Tensor) and not leaf.is_cpu)
+        for leaf in leaves((args, kwargs))
+    )
 
 
 def _record(executor: Any, args: Any, kwargs: Any, tape: Tape, where: str) -> None:

@@ -30,12 +30,12 @@ class Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._tape = tape
         self._opened: list[str] = []
-        self._host_reads = host.HostReads(self.where)
+        self._host_reads = host.HostReads(self._opened)
         self._scope = contextlib.ExitStack()
 
     def where(self) -> str:
-        """The operators whose bodies are running, as a prefix for names."""
-        return "".join(f"{name} > " for name in self._opened)
+        """The operators whose bodies are running."""
+        return host.prefix(self._opened)
 
     def start(self) -> None:
         self._scope.enter_context(self)
