@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from pageproof.oracle.execution.graphs.cuda import CudaBackend
 from pageproof.oracle.execution.graphs.errors import CaptureError, ReplayError
@@ -79,10 +81,13 @@ def test_a_joined_branch_is_part_of_the_graph(backend: CudaBackend) -> None:
 
 def test_a_branch_left_open_is_refused_and_leaves_nothing_behind(backend: CudaBackend) -> None:
     pool, x = backend.new_pool(), torch.ones(4, device="cuda")
-    with pytest.raises(CaptureError, match="1 of its branches"), capture(backend, pool):
-        branch = backend.fork()
-        with branch:
+
+    def leave_a_branch() -> None:
+        with backend.fork():
             x.mul_(2.0)
+
+    with pytest.raises(CaptureError, match="1 of its branches"), capture(backend, pool):
+        leave_a_branch()
     assert not backend.is_capturing()
     with capture(backend, pool) as graph:
         result = x + 1.0
@@ -90,18 +95,23 @@ def test_a_branch_left_open_is_refused_and_leaves_nothing_behind(backend: CudaBa
     assert result.tolist() == [2.0] * 4
 
 
-@pytest.mark.parametrize("work", ["item", "pageable", "raised"])
-def test_a_refused_capture_gives_everything_back(backend: CudaBackend, work: str) -> None:
+def give_up(x: Tensor) -> None:
+    raise RuntimeError("the step gives up")
+
+
+REFUSED: dict[str, Callable[[Tensor], object]] = {
+    "waits": lambda x: (x + 1.0).sum().item(),
+    "pageable": lambda x: (x + 1.0).copy_(torch.zeros(4), non_blocking=True),
+    "raises": give_up,
+}
+
+
+@pytest.mark.parametrize("work", REFUSED.values(), ids=REFUSED)
+def test_a_refused_capture_gives_everything_back(backend: CudaBackend, work: Callable[[Tensor], object]) -> None:
     """The pool, the allocator and torch's random numbers."""
     pool, x = backend.new_pool(), torch.ones(4, device="cuda")
     with pytest.raises(RuntimeError), capture(backend, pool):
-        y = x + 1.0
-        if work == "item":
-            y.sum().item()
-        elif work == "pageable":
-            y.copy_(torch.zeros(4), non_blocking=True)
-        else:
-            raise RuntimeError(work)
+        work(x)
     assert not backend.is_capturing()
     torch.cuda.empty_cache()
     assert bool(torch.rand(4, device="cuda").isfinite().all())

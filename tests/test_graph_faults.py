@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from pageproof.optimized import interpreter
 from pageproof.oracle.execution.graphs.cuda import CudaBackend
 from pageproof.oracle.execution.graphs.emulation import EmulatedBackend
 from pageproof.oracle.execution.graphs.interface import Backend
@@ -28,8 +29,9 @@ FAULTS = {
     faults.UnjoinedStream: ("declined", "refused"),
 }
 
+interpreted = pytest.mark.skipif(not interpreter.INTERPRETED, reason="kernels are compiled here, not interpreted")
 BACKENDS = [
-    pytest.param(EmulatedBackend, 0, id="emulation"),
+    pytest.param(EmulatedBackend, 0, id="emulation", marks=interpreted),
     pytest.param(CudaBackend, 1, id="cuda", marks=pytest.mark.gpu),
 ]
 

@@ -14,9 +14,9 @@ from .graph_bucket import Bucket, Sizes, same_bits
 pytestmark = pytest.mark.skipif(not interpreter.INTERPRETED, reason="kernels are compiled here, not interpreted")
 
 SIZES = Sizes(
-    num_tokens=24,
+    num_tokens=20,
     num_requests=3,
-    seq_len=80,
+    seq_len=64,
     block_size=16,
     num_kv_heads=1,
     group=2,
@@ -25,12 +25,12 @@ SIZES = Sizes(
     rope=16,
 )
 MIXES = {
-    "decode": [(1, 70), (1, 1), (1, 33)],
-    "prefill": [(19, 40), (5, 5)],
-    "speculative": [(4, 65), (4, 4)],
-    "mixed": [(1, 80), (3, 20), (20, 21)],
+    "decode": [(1, 60), (1, 1), (1, 33)],
+    "prefill": [(17, 40), (3, 3)],
+    "speculative": [(4, 60), (4, 4)],
+    "mixed": [(1, 64), (2, 20), (17, 18)],
     "empty": [],
-    "full": [(24, 80)],
+    "full": [(20, 64)],
 }
 
 

@@ -6,7 +6,9 @@
     graph.replay()                             # reads and writes the memory that the capture saw
 
 Memory allocated inside of a capture comes from `pool` and goes back to it when the last tensor that uses it dies; a
-later allocation of the same pool, by this capture or another one, then takes it. Keep what has to survive.
+later allocation of the same pool, by this capture or another one, then takes it. Keep what has to survive. A capture
+computes nothing: whoever runs something on its outputs before the first replay, as between two segments, finds NaN and
+the largest integers, or with CUDA whatever lay there; replay the segment first.
 """
 
 from __future__ import annotations
