@@ -12,6 +12,7 @@ from pageproof.oracle.execution.graphs.emulation import EmulatedBackend
 from pageproof.oracle.execution.graphs.interface import Backend
 
 from . import graph_faults as faults
+from .graph_engine import Engine, what_shows
 
 # What shows of each fault: in the emulation, and with CUDA graphs.
 FAULTS = {
@@ -38,15 +39,15 @@ BACKENDS = [
 
 @pytest.mark.parametrize(("make", "column"), BACKENDS)
 @pytest.mark.parametrize("engine", FAULTS, ids=lambda engine: engine.__name__)
-def test_the_fault_shows(engine: type[faults.Engine], make: Callable[[], Backend], column: int) -> None:
-    assert faults.what_shows(engine, make(), faulty=True) == FAULTS[engine][column]
+def test_the_fault_shows(engine: type[Engine], make: Callable[[], Backend], column: int) -> None:
+    assert what_shows(engine, make(), faulty=True) == FAULTS[engine][column]
 
 
 @pytest.mark.parametrize(("make", "column"), BACKENDS)
 @pytest.mark.parametrize("engine", FAULTS, ids=lambda engine: engine.__name__)
-def test_its_healthy_twin_does_not(engine: type[faults.Engine], make: Callable[[], Backend], column: int) -> None:
+def test_its_healthy_twin_does_not(engine: type[Engine], make: Callable[[], Backend], column: int) -> None:
     declined = column == 0 and engine is faults.UnjoinedStream  # joined or not, there are no streams
-    assert faults.what_shows(engine, make(), faulty=False) == ("declined" if declined else None)
+    assert what_shows(engine, make(), faulty=False) == ("declined" if declined else None)
 
 
 @pytest.mark.parametrize(("make", "column"), BACKENDS)
@@ -54,7 +55,7 @@ def test_a_refused_capture_leaves_nothing_behind(make: Callable[[], Backend], co
     """The same backend captures and replays rightly after it refused: in this process, and in the same pool."""
     backend = make()
     for engine in (faults.HostSync, faults.UnjoinedStream, faults.TunedInCapture):
-        assert faults.what_shows(engine, backend, faulty=True) == FAULTS[engine][column]
+        assert what_shows(engine, backend, faulty=True) == FAULTS[engine][column]
         assert not backend.is_capturing()
     refused = faults.HostSync(backend, faulty=True)
     with pytest.raises(RuntimeError):
