@@ -158,8 +158,10 @@ def test_what_needs_no_wait_is_not_refused(backend: EmulatedBackend) -> None:
         filled = x.clone()
         filled[x > 1] = 9.0
         repeated = x.repeat_interleave(torch.ones(4, dtype=torch.int64), output_size=4)
-        scaled = x * torch.tensor(float(on_host.max()))  # host memory, read by the host; the product is frozen
+        factor = torch.tensor(float(on_host.max()))  # host memory, read and written by the host
+        scaled = x * factor  # a launch takes the number along
     on_host.fill_(0)
+    factor.fill_(0.0)
     graph.replay()
     assert filled.tolist() == [0.0, 1.0, 9.0, 9.0]
     assert repeated.tolist() == x.tolist()

@@ -44,8 +44,7 @@ class Pointers:
     """The addresses that one graph keeps."""
 
     def __init__(self) -> None:
-        self._memories: dict[tuple[int, int], Memory] = {}
-        self._all: list[Memory] = []
+        self._memories: dict[tuple[int, int], Memory] = {}  # by address and size
 
     def freeze(self, tensor: Tensor, user: str) -> Tensor:
         """`tensor` by address: same dtype, shape and strides over the same bytes, which it does not keep alive."""
@@ -60,7 +59,7 @@ class Pointers:
 
     def check(self) -> None:
         """Raise DanglingPointer, naming the first operation that uses it, if memory of the graph is gone."""
-        for memory in self._all:
+        for memory in self._memories.values():
             if not memory.is_valid():
                 raise DanglingPointer(
                     f"{memory.user}: the {memory.num_bytes} bytes that it points to were freed or moved after the "
@@ -70,11 +69,8 @@ class Pointers:
     def _find(self, storage: torch.UntypedStorage, user: str) -> Memory:
         key = (storage.data_ptr(), storage.nbytes())
         memory = self._memories.get(key)
-        # A tensor may have died during the capture and another one have taken its address.
-        if memory is None or not memory.is_valid():
-            memory = Memory(storage, user)
-            self._memories[key] = memory
-            self._all.append(memory)
+        if memory is None:
+            memory = self._memories[key] = Memory(storage, user)
         return memory
 
 
