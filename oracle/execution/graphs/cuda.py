@@ -107,8 +107,9 @@ class CudaGraph:
     def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
         """Put back what torch leaves behind when CUDA refuses a capture at its end.
 
-        Its allocator goes on counting the pool as captured into, and its random generator takes itself to be in a
-        capture for ever.
+        Its allocator goes on counting the pool as captured into (newer versions stop by themselves, and refuse to be
+        told), and its random generator takes itself to be in a capture for ever. What stays is the graph's claim to
+        the pool: memory allocated by the refused capture is not given back to the device.
         """
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._backend.device.index, self._pool)
