@@ -79,11 +79,28 @@ def _repaired_index(original: Any) -> Any:
     return patch_tensor
 
 
+_patched: set[int] = set()  # modules whose view of the language is patched for the launch that runs
+
+
 def _quiet(original: Any) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _patched.clear()
         # inf - inf and 0 * inf are as ordinary inside a kernel here as they are on the hardware.
         with np.errstate(all="ignore"):
             return original(self, *args, **kwargs)
+
+    return call
+
+
+def _patching_once(interpreter: Any) -> Any:
+    """Calls of device functions that patch the language once a launch and module, not at every call: a third faster."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        module = id(self.fn.__globals__)
+        if module not in _patched:
+            interpreter._patch_lang(self.fn)
+            _patched.add(module)
+        return self.rewrite()(*args, **kwargs)
 
     return call
 
@@ -102,6 +119,7 @@ def install() -> None:
     builder.create_dot = _repaired_dot(builder.create_dot)
     interpreter._patch_lang_tensor = _repaired_index(interpreter._patch_lang_tensor)
     interpreter.GridExecutor.__call__ = _quiet(interpreter.GridExecutor.__call__)
+    interpreter.InterpretedFunction.__call__ = _patching_once(interpreter)
     builder.pageproof_repaired = True
 
 

@@ -45,7 +45,13 @@ class NumericContract:
 
 
 class Candidate(Protocol):
-    """An implementation under judgement."""
+    """An implementation under judgement.
+
+    Two methods are optional. `notes() -> list[str]`: lines about where it runs, printed when a campaign starts.
+    `plan_of(case) -> dict[str, int]`: how it lays out its launches for this case, as counts under names of its own;
+    a campaign counts how many different ones it saw, and for each name how often it was not 0. By arithmetic on the
+    host, without a device. `split_keys` among the names, where it is there, says after how many keys splits end.
+    """
 
     name: str
 
@@ -60,3 +66,9 @@ class Candidate(Protocol):
 
         merge_states returns its (out, lse); what the others return is not looked at.
         """
+
+
+def plan_of(candidate: Candidate, case: Case) -> dict[str, int]:
+    """What the candidate says of its launches for this case; nothing if it says nothing."""
+    ask = getattr(candidate, "plan_of", None)
+    return {} if ask is None else dict(ask(case))

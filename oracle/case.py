@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 SCHEMA = 1
+WIDTH = 100  # characters of a line of JSON at most
 
 OPERATIONS = (
     "attention",
@@ -23,15 +24,17 @@ OPERATIONS = (
 ATTENTION_OPERATIONS = OPERATIONS[:3]
 DTYPES = ("float32", "float16", "bfloat16")
 FLOAT8 = "float8_e4m3fn"
-CACHE_LAYOUTS = ("NHD", "HND", "interleaved")
+CACHE_LAYOUTS = ("NHD", "HND", "interleaved", "head_major", "sliced", "transposed", "slot_major")  # building/layouts.py
+MLA_CACHE_LAYOUTS = ("NHD", "sliced", "transposed", "slot_major")  # of rows without heads
 SCALE_KINDS = ("none", "tensor", "head")
-QUERY_BIASES = ("none", "tree", "dense")
-RECIPES = ("normal", "needle", "one_hot", "extreme")
+QUERY_BIASES = ("none", "chain", "tree", "deep", "dense")
+TREES = ("chain", "tree", "deep")  # of the query biases those that hide keys and add nothing
+RECIPES = ("normal", "needle", "one_hot", "extreme", "census", "tagged", "one_hot_full", "cancel")
 POISON_TIERS = "abcde"
 MODES = ("eager",)
 # Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).
-CHECKS = (
-    "answer",
+# Between several of a candidate's own runs.
+RELATIONS = (
     "repeat",
     "interference",
     "must_read",
@@ -46,6 +49,7 @@ CHECKS = (
     "groups",
     "swap",
 )
+CHECKS = ("answer", *RELATIONS, "reads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,8 @@ class BatchShape:
     padding_tokens: int = 0  # rows of the buffers beyond the last request's
     table_slack: int = 0  # unused columns of the block table
     shared_blocks: int = 0  # leading pages that all requests share with the first one long enough
+    repeated_blocks: bool = False  # every request of two pages or more has one of them in its table twice
+    spare_blocks: bool = True  # the pool has pages that nobody owns, page 0 among them
 
     @property
     def num_requests(self) -> int:
@@ -129,15 +135,14 @@ class Case:
         return replace(self, batch=replace(self.batch, **changes))
 
     def to_json(self) -> str:
-        """Indented JSON; fields that hold their default are left out."""
+        """Indented JSON in lines of at most `WIDTH` characters; fields that hold their default are left out."""
         body: dict[str, Any] = {"schema": SCHEMA}
         for part in ("spec", "batch"):
             values = _changed(getattr(self, part))
             if values:
                 body[part] = values
         body.update((name, value) for name, value in _changed(self).items() if name not in ("spec", "batch"))
-        lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items()]
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        return "{\n" + ",\n".join(f"  {_written(name, value, '  ')}" for name, value in body.items()) + "\n}\n"
 
     @staticmethod
     def from_json(text: str) -> Case:
@@ -157,6 +162,31 @@ def _changed(value: Any) -> dict[str, Any]:
     default = type(value)()
     names = [item.name for item in fields(value)]
     return {name: getattr(value, name) for name in names if getattr(value, name) != getattr(default, name)}
+
+
+def _written(name: str, value: Any, indent: str) -> str:
+    """`"name": value`, broken over lines where it is too long for the rest of one."""
+    line = f"{json.dumps(name)}: {json.dumps(value)}"
+    if not isinstance(value, (dict, tuple)) or len(indent) + len(line) < WIDTH:  # a comma has to fit as well
+        return line
+    deeper = indent + "  "
+    if isinstance(value, dict):
+        parts, (opening, closing) = [_written(*item, deeper) for item in value.items()], "{}"
+    else:
+        parts, (opening, closing) = [json.dumps(part) for part in value], "[]"
+    return f"{json.dumps(name)}: {opening}\n{_filled(parts, deeper)}\n{indent}{closing}"
+
+
+def _filled(parts: list[str], indent: str) -> str:
+    """The parts with commas between them, as many on a line as fit; one that is broken already has lines of its own."""
+    lines: list[str] = []
+    for part in parts:
+        fits = lines and "\n" not in lines[-1] + part and len(lines[-1]) + len(part) + 2 < WIDTH
+        if fits:
+            lines[-1] += f", {part}"
+        else:
+            lines.append(indent + part)
+    return ",\n".join(lines)
 
 
 def _read(kind: Any, values: dict[str, Any], where: str) -> Any:

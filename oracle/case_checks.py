@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from .case import CHECKS, FLOAT8, Case
+from .case import CHECKS, FLOAT8, RELATIONS, TREES, Case
 
 # Checks that look at a changed copy of the caches; of pages that are far apart there is no room for one.
 _COPYING = frozenset({"interference", "must_read", "key_order", "page_order", "split", "ones", "shift"})
@@ -13,14 +13,14 @@ _COPYING = frozenset({"interference", "must_read", "key_order", "page_order", "s
 
 def why_not(case: Case) -> str | None:
     """Why the case's check says nothing of a case like this, in one sentence; None if it does."""
-    if case.check == "answer" or case.check not in CHECKS:
+    if case.check in ("answer", "reads") or case.check not in CHECKS:
         return None
     return next((f"check: {reason}" for reason in _reasons(case)), None)
 
 
 def applicable(case: Case) -> tuple[str, ...]:
-    """The checks that say something of the case beyond its answer."""
-    return tuple(check for check in CHECKS[1:] if why_not(replace(case, check=check)) is None)
+    """The relations that say something of the case."""
+    return tuple(check for check in RELATIONS if why_not(replace(case, check=check)) is None)
 
 
 def _reasons(case: Case) -> Iterator[str]:
@@ -45,7 +45,7 @@ def _reasons(case: Case) -> Iterator[str]:
 
 
 def _copies_for_its_kind(case: Case) -> bool:
-    tree = case.check == "sequential" and case.spec.query_bias == "tree"
+    tree = case.check == "sequential" and case.spec.query_bias in TREES
     return tree or (case.check == "groups" and case.spec.num_kv_heads > 1)
 
 
@@ -56,7 +56,7 @@ def _sequential(case: Case) -> str | None:
     if spec.query_bias == "dense":
         return "sequential: a dense query bias belongs to the tokens that come together"
     placed = spec.alibi or spec.sliding_window is not None
-    if placed and spec.query_bias == "tree":
+    if placed and spec.query_bias in TREES:
         return "sequential: ALiBi and windows do not know of a tree's depth"
     if placed and not spec.causal:
         return "sequential: without causality a single token stands at the end of what it sees"

@@ -15,6 +15,7 @@ from .case import (
     CHECKS,
     DTYPES,
     FLOAT8,
+    MLA_CACHE_LAYOUTS,
     MODES,
     OPERATIONS,
     POISON_TIERS,
@@ -97,8 +98,8 @@ def _impossible_formats(spec: Spec) -> Iterator[str]:
 def _impossible_mla(spec: Spec) -> Iterator[str]:
     if spec.num_kv_heads != 1:
         yield f"num_kv_heads: found {spec.num_kv_heads}, expected 1: MLA has one row that all heads share"
-    if spec.cache_layout != "NHD":
-        yield f"cache_layout: found {spec.cache_layout!r}, expected NHD: an MLA cache has no heads to lay out"
+    if spec.cache_layout not in MLA_CACHE_LAYOUTS:
+        yield f"cache_layout: found {spec.cache_layout!r}, expected one of {MLA_CACHE_LAYOUTS}: MLA has one row for all"
     if spec.rope_head_size < 1:
         yield f"rope_head_size: found {spec.rope_head_size}, expected at least 1 for MLA"
     if spec.operation == "mla_attention_decompressed" and spec.nope_head_size < 1:

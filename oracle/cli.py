@@ -13,12 +13,15 @@ from typing import NoReturn
 from . import campaign
 from .adapters import TARGETS, find
 from .campaign import progress, report
+from .campaign.findings import Stage
+from .campaign.shrinker import stage_of
 from .campaign.summary import JUDGE, Options
-from .campaign.worker import ORACLE_FAILED, load_judge, refuse_drift
+from .campaign.worker import load_judge, refuse_drift
 from .case import Case
 from .case_rules import why_invalid
 from .environment import DEVICES, NoDevice, Unusable, choose_device, set_variables
-from .verdict import Outcome, Verdict
+from .shrinking import shrink, symptom_of
+from .verdict import ORACLE_FAILED, Outcome, Verdict
 
 AGREES, DIFFERS, UNUSABLE, CANNOT_RUN, INTERNAL, INTERRUPTED = 0, 1, 2, 125, 128, 130
 
@@ -61,14 +64,27 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--cases", type=positive(int), help="stop after so many cases")
     fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU at most 16 for each)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
+    fuzz.add_argument("--nightly", action="store_true", help="all triples of features, not only all pairs")
     fuzz.add_argument(
         "--findings", type=Path, default=Path("findings"), metavar="DIR", help="for failing cases (findings)"
+    )
+    fuzz.add_argument(
+        "--past", type=Path, metavar="DIR", help="cases that failed before, judged first (those in --findings)"
+    )
+    fuzz.add_argument(
+        "--shrink-seconds",
+        type=natural,
+        default=60,
+        metavar="N",
+        help="after the time is up, for making findings small (60); 0: leave them as they are",
     )
     replay = commands.add_parser("replay", help="judge one case again", epilog=_REPLAY_STATUS)
     replay.usage_status = CANNOT_RUN
     replay.set_defaults(run=_replay, parser=replay)
     replay.add_argument("case", metavar="CASE.json", help="what fuzz wrote; - for standard input")
     replay.add_argument("--in-process", action="store_true", help="without a process of its own: for debuggers")
+    replay.add_argument("--shrink", action="store_true", help="if it fails, print the smallest case that fails alike")
+    replay.add_argument("--shrink-seconds", type=positive(int), default=300, metavar="N", help="at most (300)")
     for command in (fuzz, replay):
         command.add_argument("--target", default="ours", help=f"{TARGETS} (ours)")
         command.add_argument("--device", choices=DEVICES, help="where to run (a GPU where there is one)")
@@ -96,7 +112,7 @@ def natural(text: str) -> int:
 
 
 def _fuzz(arguments: argparse.Namespace) -> int:
-    names = ("target", "device", "seconds", "seed", "workers", "cases", "findings")
+    names = ("target", "device", "seconds", "seed", "workers", "cases", "findings", "past", "nightly", "shrink_seconds")
     options = Options(**{name: getattr(arguments, name) for name in names})
     if arguments.json is not None and not arguments.json.parent.is_dir():
         return _stop("fuzz", f"--json: there is no folder {arguments.json.parent}", UNUSABLE)
@@ -104,6 +120,8 @@ def _fuzz(arguments: argparse.Namespace) -> int:
         return _stop("fuzz", f"--json: found the folder {arguments.json}, expected a file", UNUSABLE)
     if arguments.findings.exists() and not arguments.findings.is_dir():
         return _stop("fuzz", f"--findings: found the file {arguments.findings}, expected a folder", UNUSABLE)
+    if arguments.past is not None and not arguments.past.is_dir():
+        return _stop("fuzz", f"--past: there is no folder {arguments.past}", UNUSABLE)
     try:
         with progress.make() as watch:
             summary = campaign.run(options, watch)
@@ -126,7 +144,7 @@ def _replay(arguments: argparse.Namespace) -> int:
         case = _read(arguments.case)
         device = choose_device(arguments.device)
         judge = _judge_here if arguments.in_process else _judge_apart
-        verdict = judge(case, arguments.target, device)
+        verdict, smaller = judge(case, arguments.target, device, arguments.shrink_seconds * arguments.shrink)
     except (Unusable, OSError, ValueError) as error:
         return _stop("replay", error, CANNOT_RUN)
     except KeyboardInterrupt:
@@ -135,6 +153,8 @@ def _replay(arguments: argparse.Namespace) -> int:
         traceback.print_exc()
         return INTERNAL
     print(verdict.explain())
+    if smaller is not None:
+        print(f"\nThe case, {smaller[0].value}:\n{smaller[1].to_json()}", end="")
     if verdict.outcome in (Outcome.DECLINED, Outcome.NOT_JUDGED):
         return CANNOT_RUN
     if verdict.reason.startswith(ORACLE_FAILED):
@@ -155,27 +175,40 @@ def _read(name: str) -> Case:
     return case
 
 
-def _judge_apart(case: Case, target: str, device: str) -> Verdict:
+Smaller = tuple[Stage, Case] | None  # what shrinking came to, where it was asked for and the case fails
+
+
+def _judge_apart(case: Case, target: str, device: str, shrink_seconds: float) -> tuple[Verdict, Smaller]:
     """In a process of its own, so that a crash or a hang is a verdict as well."""
     with tempfile.TemporaryDirectory() as folder:
-        options = Options(target=target, device=device, given=(case,), findings=Path(folder) / "findings")
+        findings = Path(folder) / "findings"
+        options = Options(target=target, device=device, given=(case,), findings=findings, shrink_seconds=shrink_seconds)
         summary = campaign.run(options)
         if summary.interrupted:
             raise KeyboardInterrupt
-        return summary.verdicts[0]
+        found = next(iter(summary.findings), None) if shrink_seconds else None
+        return summary.verdicts[0], None if found is None else (found.stage, found.failure.case)
 
 
-def _judge_here(case: Case, target: str, device: str) -> Verdict:
+def _judge_here(case: Case, target: str, device: str, shrink_seconds: float) -> tuple[Verdict, Smaller]:
     set_variables(device)
     refuse_drift(device)
     try:
         candidate = find(target)
     except Exception as error:
         raise Unusable(f"--target {target}: {type(error).__name__}: {error}") from error
+    judge = load_judge(JUDGE)
     try:
-        return load_judge(JUDGE)(case, candidate, device)
+        verdict = judge(case, candidate, device)
+        if not (verdict.failed and shrink_seconds):
+            return verdict, None
+        symptom = symptom_of(verdict)
+        search = shrink(
+            case, lambda trial: symptom_of(judge(trial, candidate, device)) == symptom, seconds=shrink_seconds
+        )
     except Exception as error:
         raise RuntimeError(ORACLE_FAILED) from error
+    return verdict, (stage_of(search), search.best)
 
 
 def _stop(command: str, reason: object, status: int) -> int:

@@ -15,6 +15,7 @@ from .case import Case
 from .case_rules import why_invalid
 from .checks import CandidateError, Session, ask
 from .compare import compare
+from .diagnose import with_hints
 from .execution.eager import run
 from .verdict import Mismatch, Outcome, Verdict
 
@@ -50,6 +51,7 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     expected = evaluate(problem, contract)
     mismatches, ratios = compare(actual, expected, problem)
     if mismatches:
+        mismatches = with_hints(problem, actual, expected, mismatches)
         return verdict(outcome=_gravest(mismatches), check=mismatches[0].check, mismatches=mismatches, ratios=ratios)
     try:
         finding = ask(Session(candidate, contract, problem, actual, expected))

@@ -17,6 +17,7 @@ from .case import (
     CACHE_LAYOUTS,
     DTYPES,
     FLOAT8,
+    MLA_CACHE_LAYOUTS,
     OPERATIONS,
     QUERY_BIASES,
     RECIPES,
@@ -48,10 +49,9 @@ def specs(draw: DrawFn, operations: Sequence[str] = OPERATIONS) -> Spec:
     if spec.is_mla:
         nope = draw(st.sampled_from((16, 32))) if operation == "mla_attention_decompressed" else 0
         spec = replace(spec, num_kv_heads=1, rope_head_size=draw(st.sampled_from((16, 8))), nope_head_size=nope)
-    elif operation != "merge_states":
-        spec = replace(spec, cache_layout=draw(st.sampled_from(CACHE_LAYOUTS)))
     if operation == "merge_states":
         return replace(spec, head_size_v=spec.head_size, block_size=16)
+    spec = replace(spec, cache_layout=draw(st.sampled_from(MLA_CACHE_LAYOUTS if spec.is_mla else CACHE_LAYOUTS)))
     spec = draw(_with_formats(spec))
     return draw(_with_rules(spec)) if operation in ATTENTION_OPERATIONS else spec
 
@@ -100,6 +100,8 @@ def batches(draw: DrawFn, block_size: int = 16, sliding_window: int | None = Non
         padding_tokens=draw(st.sampled_from((0, 0, 1, 3))),
         table_slack=draw(st.sampled_from((0, 0, 1, 2))),
         shared_blocks=draw(st.sampled_from((0, 0, 1, 2))),
+        repeated_blocks=draw(st.booleans()),
+        spare_blocks=not draw(st.booleans()),
     )
 
 

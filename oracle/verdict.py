@@ -19,6 +19,7 @@ class Outcome(StrEnum):
     POISONED = "poisoned"  # NaN or Inf where a finite value was due
     UNWRITTEN = "unwritten"  # an output still holds what the oracle put there
     OUT_OF_BOUNDS = "out-of-bounds"  # a byte outside of the outputs changed
+    WRONG_ACCESS = "wrong-access"  # a kernel touched what it may not, or left what it has to touch
     NONDETERMINISTIC = "nondeterministic"
     REPLAY_DIFFERS = "replay-differs"
     CRASHED = "crashed"
@@ -29,6 +30,8 @@ class Outcome(StrEnum):
 
 
 FAILURES = frozenset(Outcome) - {Outcome.AGREES, Outcome.DECLINED, Outcome.NOT_JUDGED, Outcome.KNOWN}
+
+ORACLE_FAILED = "the oracle itself failed"  # how the reason of a crash begins that is not the candidate's
 
 _SAYS = {
     Outcome.DIFFERS: "outside of its bound",
@@ -66,6 +69,8 @@ class Mismatch:
     greatest: float = 0.0  # the largest absolute difference among the elements outside of their bound
     greatest_index: tuple[int, ...] = ()
     greatest_bound: float = 0.0  # what was allowed there
+    direction: str = ""  # what would explain the worst row: "missing key" and the like (`diagnose.DIRECTIONS`)
+    hint: str = ""  # the same as a sentence that names the key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,11 @@ class Verdict:
     @property
     def failed(self) -> bool:
         return self.outcome in FAILURES
+
+    @property
+    def judged(self) -> bool:
+        """Whether anything is known of the case: it was neither declined nor left for lack of memory."""
+        return self.outcome not in (Outcome.DECLINED, Outcome.NOT_JUDGED)
 
     def require(self) -> None:
         """Raise an AssertionError that says what differs, where, by how much, and how to replay it."""
@@ -134,6 +144,8 @@ def _mismatch_lines(mismatch: Mismatch) -> list[str]:
         f"expected {mismatch.expected:.9g}",
         f"Where: {mismatch.where}",
     ]
+    if mismatch.hint:
+        lines.append(f"It looks like a {mismatch.direction}: {mismatch.hint}")
     if math.isfinite(mismatch.actual) and mismatch.bound > 0:
         difference = abs(mismatch.actual - mismatch.expected)
         lines.append(

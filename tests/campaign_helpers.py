@@ -71,6 +71,13 @@ def agreeing(case: Case, candidate: Fake, device: object) -> Verdict:
     return Verdict(outcome=Outcome.AGREES, case=case, candidate=candidate.name, ratios=(("out", case.seed / 2**32),))
 
 
+def declining_at_random(case: Case, candidate: Fake, device: object) -> Verdict:
+    """One case of six is declined, for a reason that lies in its seed."""
+    if case.seed % 6:
+        return agreeing(case, candidate, device)
+    return Verdict(outcome=Outcome.DECLINED, case=case, candidate=candidate.name, reason="by chance")
+
+
 def by_seed(case: Case, candidate: Fake, device: object) -> Verdict:
     """What the case's seed says."""
     if case.seed == DIFFERS:
@@ -86,6 +93,29 @@ def by_seed(case: Case, candidate: Fake, device: object) -> Verdict:
     if case.seed == DECLINED:
         return Verdict(outcome=Outcome.DECLINED, case=case, candidate=candidate.name, reason="not here")
     return agreeing(case, candidate, device)
+
+
+def leaves_with_sinks(case: Case, candidate: Fake, device: object) -> Verdict:
+    """Takes its process along wherever there are sinks; differs beside ALiBi alone, which is another fault."""
+    if case.spec.sinks:
+        os._exit(3)
+    return differs(case) if case.spec.alibi else agreeing(case, candidate, device)
+
+
+def hangs_with_two_tokens(case: Case, candidate: Fake, device: object) -> Verdict:
+    if case.batch.num_tokens > 1:
+        time.sleep(600)
+    return agreeing(case, candidate, device)
+
+
+def differs_once(case: Case, candidate: Fake, device: object) -> Verdict:
+    """Only the first case of a process differs: what is left from an earlier one decides."""
+    before = len(_SEEN)
+    _SEEN.append(case)
+    return agreeing(case, candidate, device) if before else differs(case)
+
+
+_SEEN: list[Case] = []
 
 
 def differs(case: Case) -> Verdict:

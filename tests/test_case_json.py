@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pageproof.oracle.case import FLOAT8, SCHEMA, BatchShape, Case, Spec
+from pageproof.oracle.case import FLOAT8, SCHEMA, WIDTH, BatchShape, Case, Spec
 from pageproof.oracle.case_rules import why_invalid
 
 FULL = Case(
@@ -56,6 +56,38 @@ def test_only_what_is_not_plain_is_written() -> None:
     assert body == {"schema": SCHEMA, "spec": {"softcap": 2.0}, "batch": {"query_lens": [2], "seq_lens": [5]}}
 
 
+MANY = FULL.with_batch(query_lens=(1,) * 300, seq_lens=tuple(range(1, 301)))
+
+
+@pytest.mark.parametrize("case", [Case(), FULL, MANY], ids=["plain", "full", "many requests"])
+def test_lines_are_short_and_the_same_every_time(case: Case) -> None:
+    text = case.to_json()
+    assert max(map(len, text.splitlines())) <= WIDTH
+    assert Case.from_json(text) == case
+    assert Case.from_json(text).to_json() == text
+
+
+def test_what_fits_on_a_line_stays_on_it() -> None:
+    """A part is broken only where it is too long, and then as few times as will do."""
+    assert Case().with_batch(query_lens=(1,) * 8, seq_lens=(9,) * 8).to_json() == (
+        '{\n  "schema": 1,\n'
+        '  "batch": {"query_lens": [1, 1, 1, 1, 1, 1, 1, 1], "seq_lens": [9, 9, 9, 9, 9, 9, 9, 9]}\n}\n'
+    )
+    assert len(FULL.to_json().splitlines()) == 17
+    numbers = [line for line in MANY.to_json().splitlines() if line.startswith(" " * 6)]
+    assert all(len(line) > WIDTH - 6 for line in numbers if line.endswith(","))
+
+
+@pytest.mark.parametrize("spare", [0, 1, 2])
+def test_a_line_is_as_long_as_allowed_and_no_longer(spare: int) -> None:
+    """Around the limit, where the comma at its end decides."""
+    length = WIDTH - len('  "recipe": "",') - spare
+    text = replace(Case(), recipe="x" * length, seed=1).to_json()
+    assert max(map(len, text.splitlines())) == WIDTH - spare
+    lists = [Case().with_batch(query_lens=(1,) * count).to_json() for count in range(20, 40)]
+    assert max(len(line) for text in lists for line in text.splitlines()) in (WIDTH - 2, WIDTH - 1, WIDTH)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -79,7 +111,7 @@ INVALID = [
     (Case().with_spec(dtype="float64"), "dtype"),
     (Case().with_spec(kv_dtype="float8_e5m2"), "kv_dtype"),
     (Case().with_spec(scales="token"), "scales"),
-    (replace(Case(), recipe="census"), "recipe"),
+    (replace(Case(), recipe="censuss"), "recipe"),
     (replace(Case(), poison="ba"), "poison"),
     (replace(Case(), poison="aa"), "poison"),
     (replace(Case(), poison="ax"), "poison"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pageproof.oracle.adapters import find
 from pageproof.oracle.adapters.reference import Reference
-from pageproof.oracle.case import CHECKS, OPERATIONS, BatchShape, Case, Spec
+from pageproof.oracle.case import OPERATIONS, RELATIONS, BatchShape, Case, Spec
 from pageproof.oracle.case_checks import applicable, why_not
 from pageproof.oracle.case_rules import why_invalid
 from pageproof.oracle.judging import judge
@@ -55,6 +55,13 @@ CASES = {
         spec=Spec(operation="mla_attention_decompressed", kv_dtype=FLOAT8, scales="head", nope_head_size=16, **MLA),
         batch=BATCH,
     ),
+    **{
+        f"pages inside of {layout}, and no spare ones": Case(
+            spec=replace(SMALL, num_kv_heads=2, block_size=4, cache_layout=layout),
+            batch=BatchShape(query_lens=(1, 1, 1), seq_lens=(9, 14, 6), spare_blocks=False),
+        )
+        for layout in ("head_major", "slot_major", "sliced", "transposed")
+    },
     "two parts": Case(spec=Spec(operation="merge_states", head_size=32), batch=BATCH, recipe="extreme"),
 }
 
@@ -138,4 +145,4 @@ def test_a_check_says_where_it_does_not_apply(check: str, case: Case) -> None:
 
 def test_every_check_is_asked_of_some_operation() -> None:
     offered = {check for operation in OPERATIONS for check in applicable(CASES["plain"].with_spec(operation=operation))}
-    assert offered == set(CHECKS[1:])
+    assert offered == set(RELATIONS)

@@ -29,6 +29,7 @@ ALLOWED = {
     "oracle/": {"torch", "numpy", "reference"},
     "oracle/campaign/progress.py": {"rich"},
     "oracle/execution/graphs/launches.py": {"torch", "triton"},
+    "oracle/execution/tracing.py": {"torch", "numpy", "triton"},
     "oracle/adapters/": {"torch", "numpy", "reference"},
     "oracle/adapters/ours.py": {"torch", "numpy", "reference", "optimized"},
     "oracle/mutants/": {"torch", "numpy", "reference", "optimized"},
@@ -128,6 +129,7 @@ def test_a_forbidden_import_is_reported(path: str, source: str) -> None:
         ),
         ("oracle/execution/eager.py", "import numpy\nfrom ..case import Case\nfrom ... import reference"),
         ("oracle/campaign/progress.py", "from rich.live import Live"),
+        ("oracle/execution/tracing.py", "def f():\n    from triton.runtime import interpreter"),
         ("oracle/adapters/ours.py", "from ... import optimized"),
         ("oracle/adapters/vllm.py", "def f():\n    import vllm"),
     ],
@@ -153,6 +155,7 @@ def test_every_module_imports(module: str) -> None:
         ("pageproof.optimized", ["pageproof.oracle", "pytest", "hypothesis"]),
         ("pageproof.oracle.judging", ["pageproof.optimized", "pytest", "hypothesis"]),
         ("pageproof.oracle.pytest_plugin", ["torch", "triton", "numpy"]),
+        ("pageproof.oracle.shrinking", ["torch", "triton", "numpy"]),
     ],
 )
 def test_a_fresh_process_loads_nothing_that_it_does_not_need(module: str, absent: list[str]) -> None:

@@ -77,3 +77,17 @@ def test_kernels_never_calculate_on_bit_patterns(spec: Spec, monkeypatch: pytest
     monkeypatch.setattr(InterpreterBuilder, "binary_op", checked)
     judge(Case(spec=spec, batch=MIXED), Ours()).require()
     assert calls
+
+
+def test_a_launch_patches_the_language_once_for_each_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime import interpreter as triton_interpreter
+
+    patch, patched = triton_interpreter._patch_lang, []
+
+    def recording(function: Any) -> Any:
+        patched.append(function.__module__)
+        return patch(function)
+
+    monkeypatch.setattr(triton_interpreter, "_patch_lang", recording)
+    judge(Case(spec=Spec(head_size=16, head_size_v=16), batch=MIXED), Ours(), torch.device("cpu")).require()
+    assert 6 < len(patched) < 60  # of six launches, in which device functions are called hundreds of times

@@ -1,4 +1,4 @@
-"""The covering array has every feasible pair, and what counts pairs does not rest on what makes the rows."""
+"""The covering arrays have every feasible pair and triple, and what counts them does not rest on who makes the rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from pageproof.oracle.campaign.covering import covering_array
-from pageproof.oracle.campaign.pairs import MODEL, Model, PairCounter, all_pairs, feasible_pairs
+from pageproof.oracle.campaign.covering import covering_array, more_rows_for_triples
+from pageproof.oracle.campaign.pairs import MODEL, PAIRS, TRIPLES, Model, TupleCounter, all_tuples, feasible
 from pageproof.oracle.campaign.parameters import (
     BY_NAME,
     NOT_APPLICABLE,
@@ -27,18 +27,22 @@ def rows() -> list[Row]:
     return covering_array(MODEL, seed=0)
 
 
-def pairs_of(rows: list[Row]) -> Pairs:
+def tuples_of(rows: list[Row], strength: int) -> Pairs:
     """By plain enumeration, with nothing of the module under test."""
     return {
-        frozenset(pair)
+        frozenset(values)
         for row in rows
-        for pair in itertools.combinations([item for item in row.items() if item[1] != NOT_APPLICABLE], 2)
+        for values in itertools.combinations([item for item in row.items() if item[1] != NOT_APPLICABLE], strength)
     }
 
 
+def pairs_of(rows: list[Row]) -> Pairs:
+    return tuples_of(rows, PAIRS)
+
+
 @pytest.fixture(scope="module")
-def feasible() -> Pairs:
-    return feasible_pairs(MODEL)
+def feasible_pairs() -> Pairs:
+    return feasible(MODEL, PAIRS)
 
 
 def toy() -> Model:
@@ -81,49 +85,53 @@ def model_with_domains(model: Model) -> Model:
     return model
 
 
-def test_feasible_pairs_are_those_of_every_valid_row() -> None:
+@pytest.mark.parametrize("strength", [PAIRS, TRIPLES])
+def test_feasible_are_the_tuples_of_every_valid_row(strength: int) -> None:
     model = model_with_domains(toy())
-    assert feasible_pairs(model) == pairs_of(brute_force(model))
+    assert feasible(model, strength) == tuples_of(brute_force(model), strength)
 
 
 def test_a_witness_that_breaks_a_constraint_adds_no_pair() -> None:
     model = model_with_domains(toy())
     wrong: Row = {"operation": "x", "a": 2, "b": 3, "c": 0, "d": 5}
-    assert feasible_pairs(model, [wrong]) == feasible_pairs(model)
+    for strength in (PAIRS, TRIPLES):
+        assert feasible(model, strength, [wrong]) == feasible(model, strength)
 
 
-def test_the_array_of_a_small_model_has_every_feasible_pair() -> None:
+def test_the_arrays_of_a_small_model_have_every_feasible_pair_and_triple() -> None:
     model = model_with_domains(toy())
     array = covering_array(model, seed=3)
-    assert pairs_of(array) == feasible_pairs(model)
-    assert all(row in brute_force(model) for row in array)
+    assert pairs_of(array) == feasible(model, PAIRS)
+    more = more_rows_for_triples(model, 3, array)
+    assert tuples_of(array + more, TRIPLES) == feasible(model, TRIPLES)
+    assert all(row in brute_force(model) for row in array + more)
 
 
-def test_the_array_has_every_feasible_pair_in_few_valid_rows(rows: list[Row]) -> None:
+def test_the_array_has_every_feasible_pair_in_few_valid_rows(rows: list[Row], feasible_pairs: Pairs) -> None:
     assert all(MODEL.is_valid(row) for row in rows)
-    assert pairs_of(rows) == feasible_pairs(MODEL)
-    assert len(rows) <= 130
+    assert pairs_of(rows) == feasible_pairs
+    assert len(rows) <= 150
 
 
 def test_a_row_that_is_left_out_is_missed_by_the_count(rows: list[Row]) -> None:
-    feasible = feasible_pairs(MODEL, rows)
-    counter = PairCounter()
+    wanted = feasible(MODEL, PAIRS, rows)
+    counter = TupleCounter()
     for row in rows[1:]:
         counter.add(MODEL.mask(row.items()))
-    missing = set(counter.missing(MODEL, feasible))
+    missing = set(counter.missing(MODEL, wanted))
     assert missing == pairs_of(rows) - pairs_of(rows[1:])
     assert missing
     counter.add(MODEL.mask(rows[0].items()))
-    assert counter.covered(MODEL, feasible) == len(feasible)
+    assert counter.covered(MODEL, wanted) == len(wanted)
 
 
 def test_counters_of_several_processes_add_up(rows: list[Row]) -> None:
-    feasible = feasible_pairs(MODEL, rows)
-    parts = [PairCounter(), PairCounter()]
+    wanted = feasible(MODEL, PAIRS, rows)
+    parts = [TupleCounter(), TupleCounter()]
     for index, row in enumerate(rows[:20]):
         parts[index % 2].add(MODEL.mask(row.items()))
     parts[0].merge(parts[1])
-    assert parts[0].covered(MODEL, feasible) == len(pairs_of(rows[:20]))
+    assert parts[0].covered(MODEL, wanted) == len(pairs_of(rows[:20]))
 
 
 @pytest.mark.parametrize(
@@ -140,14 +148,14 @@ def test_counters_of_several_processes_add_up(rows: list[Row]) -> None:
         {("head_size", 64), ("kv_lora_rank", 64)},
     ],
 )
-def test_what_cannot_go_together_is_not_feasible(pair: set[tuple[str, object]], feasible: Pairs) -> None:
-    assert frozenset(pair) in set(all_pairs(MODEL))
-    assert frozenset(pair) not in feasible
+def test_what_cannot_go_together_is_not_feasible(pair: set[tuple[str, object]], feasible_pairs: Pairs) -> None:
+    assert frozenset(pair) in set(all_tuples(MODEL, PAIRS))
+    assert frozenset(pair) not in feasible_pairs
 
 
-def test_feasible_pairs_include_what_needs_a_third_value(feasible: Pairs) -> None:
-    assert frozenset({("scales", "head"), ("kv_dtype", "same")}) in feasible  # with float8 out
-    assert frozenset({("scales", "none"), ("operation", "update_mla_cache")}) in feasible
+def test_feasible_pairs_include_what_needs_a_third_value(feasible_pairs: Pairs) -> None:
+    assert frozenset({("scales", "head"), ("kv_dtype", "same")}) in feasible_pairs  # with float8 out
+    assert frozenset({("scales", "none"), ("operation", "update_mla_cache")}) in feasible_pairs
 
 
 def test_the_array_is_the_same_for_the_same_seed(rows: list[Row]) -> None:
@@ -155,13 +163,34 @@ def test_the_array_is_the_same_for_the_same_seed(rows: list[Row]) -> None:
     assert covering_array(MODEL, seed=1) != rows
 
 
-def test_rows_that_the_target_declines_cost_no_other_pair() -> None:
+def test_the_nightly_rows_have_every_feasible_triple(rows: list[Row]) -> None:
+    *others, last = [*rows, *more_rows_for_triples(MODEL, 0, rows)]
+    wanted = feasible(MODEL, TRIPLES, [*others, last])
+    generator = random.Random(0)
+    for _ in range(1500):  # whatever the rows hold, every triple is in the count if and only if a row has it
+        chosen = generator.sample(PARAMETERS, 3)
+        triple = {parameter.name: generator.choice(parameter.values) for parameter in chosen}
+        exists = MODEL.complete(triple, lambda _name, values, _row: values) is not None
+        assert (frozenset(triple.items()) in wanted) == exists, triple
+    counter = TupleCounter(TRIPLES)
+    for row in others:
+        counter.add(MODEL.mask(row.items()))
+    missing = counter.missing(MODEL, wanted)
+    assert missing
+    assert all(triple <= set(last.items()) for triple in missing)
+    rest = TupleCounter(TRIPLES)
+    rest.add(MODEL.mask(last.items()))
+    counter.merge(rest)
+    assert counter.covered(MODEL, wanted) == len(wanted) > 100_000
+
+
+def test_rows_that_the_target_declines_cost_no_other_pair(feasible_pairs: Pairs) -> None:
     def accepts(row: Row) -> bool:
         return row["q_dtype"] != "float8_e4m3fn" and not (row["alibi"] is True and row["sinks"] is True)
 
     banned = Model(banned=frozenset({("q_dtype", "float8_e4m3fn")}))
     array = covering_array(banned, seed=0, accepts=accepts)
-    lost = feasible_pairs(MODEL) - pairs_of(array)
+    lost = feasible_pairs - pairs_of(array)
     assert all(accepts(row) for row in array)
     assert all(("q_dtype", "float8_e4m3fn") in pair or pair == {("alibi", True), ("sinks", True)} for pair in lost)
 

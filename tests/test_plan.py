@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,6 +83,14 @@ def test_lists_of_random_batches(pageproof_device: torch.device) -> None:
         lengths = [0, 1, 2, 15, 16, 17, 31, 32, 33, 100]
         keys = [0, 1, 63, 64, 65, 128, 500, 3000, 40_000]
         check([(rng.choice(lengths), rng.choice(keys)) for _ in range(rng.randrange(1, 90))], pageproof_device)
+
+
+def test_more_requests_than_sixteen_bits_count(monkeypatch: pytest.MonkeyPatch, pageproof_device: torch.device) -> None:
+    if pageproof_device.type == "cpu":  # the interpreter pays by the step, not by the request
+        limits = replace(plan_limits(), block=8192)
+        monkeypatch.setattr("pageproof.optimized.plan.plan_limits", lambda: limits)
+    check([(1, i % 3) for i in range(65_537)] + [(18, 40), (2, 70)], pageproof_device)
+    check([(17, 17)] * 65_537, pageproof_device)
 
 
 def check(requests: list[tuple[int, int]], device: torch.device) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pageproof.oracle.campaign.covering import covering_array
-from pageproof.oracle.campaign.lengths import COMPILED, INTERPRETED, Sizes, total_work
+from pageproof.oracle.campaign.lengths import COMPILED, INTERPRETED, Batches, Sizes, total_work
 from pageproof.oracle.campaign.pairs import MODEL, Model
 from pageproof.oracle.campaign.parameters import NOT_APPLICABLE, PARAMETERS
 from pageproof.oracle.campaign.sampler import Group, random_group, row_group
@@ -117,7 +117,7 @@ def test_cases_keep_to_their_sizes(interpreted: list[Case], compiled: list[Case]
         for case in cases:
             assert total_work(case.spec, case.batch, sizes) <= 2 * max(sizes.work)
     assert sorted(case.batch.num_tokens for case in interpreted)[len(interpreted) // 2] <= 24
-    assert sum(case.batch.num_tokens > 2100 for case in compiled) == 0
+    assert all(case.batch.num_tokens <= 2100 or case.batch.num_requests >= 65535 for case in compiled)
 
 
 def test_pages_far_apart_are_drawn_on_a_gpu_only_and_not_in_four_bytes() -> None:
@@ -125,6 +125,36 @@ def test_pages_far_apart_are_drawn_on_a_gpu_only_and_not_in_four_bytes() -> None
     assert far
     assert all(case.spec.kv_dtype or case.spec.dtype != "float32" for case in far)
     assert not any(case.spec.far_pages for case in drawn(INTERPRETED, 60))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "longest"), [(INTERPRETED, 1024), (COMPILED, 131072)], ids=["interpreted", "compiled"]
+)
+def test_extremes_are_nothing_one_and_very_many(sizes: Sizes, longest: int) -> None:
+    spec = Spec(num_kv_heads=1, group_size=2)
+    for seed in range(20):
+        requests = Batches(spec, sizes, random.Random(seed)).draw("extremes")
+        assert {0, 1, longest} == {length for _, length in requests}
+        assert (0, 0) in requests
+
+
+def test_crowds_are_more_than_sixteen_bits_count_and_of_few_heads() -> None:
+    sizes = replace(COMPILED, crowd_share=1.0)
+    for seed in range(4):
+        for holders in (0, 1, 2):
+            small = Batches(Spec(), sizes, random.Random(seed), floor=9, holders=holders).draw("decode")
+            assert 65535 <= len(small) <= 70000
+            assert sum(length >= 9 for _, length in small) == holders
+        assert len(Batches(Spec(group_size=8), sizes, random.Random(seed)).draw("decode")) <= 300
+    assert not any(case.batch.num_requests > 300 for case in drawn(INTERPRETED, 100))
+
+
+def test_pages_repeat_and_pools_are_tight_and_requests_stand_alone(interpreted: list[Case]) -> None:
+    cases = [case for case in interpreted if case.spec.operation in ATTENTION_OPERATIONS]
+    assert 0.15 < sum(case.batch.repeated_blocks for case in cases) / len(cases) < 0.6
+    assert 0.3 < sum(not case.batch.spare_blocks for case in cases) / len(cases) < 0.6
+    alone = [case for case in cases if case.batch.num_tokens == case.batch.num_requests == 1]
+    assert len(alone) > len(cases) // 100
 
 
 def test_lengths_lean_to_boundaries(interpreted: list[Case]) -> None:

@@ -62,6 +62,8 @@ def test_a_case_shrinks_to_a_plain_one() -> None:
     assert smallest.spec.sliding_window == 1
     assert smallest.batch.query_lens == (1,)
     assert smallest.batch.padding_tokens == smallest.batch.table_slack == smallest.batch.shared_blocks == 0
+    assert not smallest.batch.repeated_blocks
+    assert smallest.batch.spare_blocks
     spec = smallest.spec
     assert (spec.dtype, spec.kv_dtype, smallest.recipe) == ("float32", "", "normal")
     assert not any((spec.odd_strides, spec.alibi, spec.sinks, spec.softcap, spec.bias_width))

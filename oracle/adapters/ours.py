@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..candidate import NumericContract
-from ..case import FLOAT8, Case
+from ..case import ATTENTION_OPERATIONS, FLOAT8, Case
+
+if TYPE_CHECKING:
+    from ...optimized.tuning import PlanLimits
+
+SPLIT_LEVELS, WHOLE = 16, 1 << 30  # as in optimized/kernels/plan.py
 
 
 class Ours:
@@ -60,8 +65,48 @@ class Ours:
             split_keys=tuning.plan_limits().split_base,
         )
 
+    def plan_of(self, case: Case) -> dict[str, int]:
+        """What the plan kernels write for this case, by their rules (optimized/kernels/plan.py).
+
+        Items of the prefill and decode lists, the most splits of one request, splits of which no row sees a key,
+        rows whose partial results are merged, rows of partial results, keys of a split, and how often the shortest
+        split was doubled because the partial results did not fit; the most tokens of a request of the decode list.
+        """
+        from ...optimized.tuning import plan_limits
+
+        if case.spec.operation not in ATTENTION_OPERATIONS:
+            return {}
+        limits, window = plan_limits(), case.spec.sliding_window
+        live = [(n, keys) for n, keys in zip(case.batch.query_lens, case.batch.seq_lens, strict=True) if n]
+        short = [(n, keys) for n, keys in live if n <= limits.decode_tokens]
+        split_keys = _split_keys(short, limits)
+        splits = [(n, keys, max(1, -(-keys // split_keys))) for n, keys in short]
+        divided = [(n, keys, count) for n, keys, count in splits if count > 1]
+        first_keys = (0 if window is None else max(0, keys - n - window + 1) for n, keys, _ in divided)
+        return {
+            "prefill_tiles": sum(-(-n // limits.tile_tokens) for n, _ in live if n > limits.decode_tokens),
+            "decode_splits": sum(count for _, _, count in splits),
+            "most_splits": max((count for _, _, count in splits), default=0),
+            "empty_splits": sum(first // split_keys for first in first_keys),
+            "merged_rows": sum(n for n, _, _ in divided),
+            "partial_rows": sum(n * count for n, _, count in divided),
+            "most_decode_tokens": max((n for n, _ in short), default=0),
+            "split_keys": split_keys,
+            "split_doublings": (split_keys // limits.split_base).bit_length() - 1,
+        }
+
     def call(self, operation: str, arguments: dict[str, Any]) -> Any:
         return getattr(self.package, operation)(**arguments)
+
+
+def _split_keys(requests: list[tuple[int, int]], limits: PlanLimits) -> int:
+    """The shortest split, in doublings of the base, whose partial results fit; 2**30 keys are never split."""
+    split_keys = limits.split_base
+    for _ in range(SPLIT_LEVELS - 1):
+        if sum(n * -(-keys // split_keys) for n, keys in requests if keys > split_keys) <= limits.partial_rows:
+            return split_keys
+        split_keys *= 2
+    return WHOLE
 
 
 def _arithmetic(case: Case) -> str:

@@ -37,17 +37,23 @@ class Pages:
 
 
 def lay_out(case: Case) -> Pages:
-    """Pages by a seeded permutation over a pool an eighth larger than needed; page 0 belongs to nobody."""
+    """Pages by a seeded permutation over a pool an eighth larger than needed; page 0 belongs to nobody.
+
+    Without spare blocks the pool has the pages that are needed, page 0 among them: at times it is the only one.
+    """
     block_size = case.spec.block_size
     seq_lens = np.array(case.batch.seq_lens, dtype=np.int64)
     used = -(-seq_lens // block_size)
     needed = int(used.sum())
-    num_blocks = 1 + needed + max(2, needed // 8)
+    spare = case.batch.spare_blocks
+    num_blocks = 1 + needed + max(2, needed // 8) if spare else max(1, needed)
     width = int(used.max(initial=0)) + case.batch.table_slack
     table = np.zeros((len(seq_lens), width), dtype=np.int32)
-    order = np.argsort(host_hashes(case.seed, "pages", num_blocks - 1), kind="stable") + 1
+    order = np.argsort(host_hashes(case.seed, "pages", num_blocks - spare), kind="stable") + spare
     table[np.arange(width) < used[:, None]] = order[:needed]
     _share(table, case)
+    if case.batch.repeated_blocks:
+        _repeat(table, case, used)
 
     starts = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(seq_lens)))
     requests = np.repeat(np.arange(len(seq_lens)), seq_lens)
@@ -66,6 +72,14 @@ def _share(table: NDArray[np.int32], case: Case) -> None:
     table[long_enough, :shared] = table[long_enough[0], :shared]
     if shared >= 2 and host_choice(case.seed, "repeated page", 4) == 0:
         table[long_enough, 1] = table[long_enough[0], 0]
+
+
+def _repeat(table: NDArray[np.int32], case: Case, used: Ints) -> None:
+    """Wherever a request has two pages or more, a later column names the page of an earlier one."""
+    rows = np.flatnonzero(used >= 2)
+    drawn = host_hashes(case.seed, "repeated pages", len(used))[rows].astype(np.int64)
+    later = 1 + (drawn & 0xFFFF) % (used[rows] - 1)
+    table[rows, later] = table[rows, (drawn >> 16) % later]
 
 
 def first_readable(case: Case) -> Ints:

@@ -41,6 +41,17 @@ CASES: dict[str, Case] = {
     "merge": _case("extreme", 11, operation="merge_states", dtype="float16", head_size=16),
     "one hot update": _case("one_hot", 14, operation="update_kv_cache", dtype="float16", odd_strides=True),
     "one hot merge": _case("one_hot", 15, operation="merge_states", head_size=16),
+    "one hot full": _case("one_hot_full", 16, head_size_v=16, sliding_window=9),
+    "mla one hot full": _case("one_hot_full", 17, operation="mla_attention", **_MLA),
+    "census": _case("census", 18, dtype="float16", sinks=True, query_bias="tree", bias_width=5),
+    "tagged": _case("tagged", 19, head_size_v=24, sliding_window=9, query_bias="dense", bias_width=4),
+    "float8 tagged": _case("tagged", 20, causal=False, right_window=2, **_FLOAT8),
+    "mla tagged": _case("tagged", 21, operation="mla_attention_decompressed", nope_head_size=16, **_MLA),
+    "cancel": _case("cancel", 22, dtype="float16", head_size=33),
+    "float8 cancel": _case("cancel", 23, **_FLOAT8),
+    "mla cancel": _case("cancel", 24, operation="mla_attention", **_MLA),
+    "census merge": _case("census", 25, operation="merge_states", head_size=16),
+    "cancel merge": _case("cancel", 26, operation="merge_states", dtype="float16", head_size=16),
 }
 
 DIGESTS: dict[str, str] = {
@@ -67,6 +78,17 @@ DIGESTS: dict[str, str] = {
     "merge": "4a864b08dcad35ce",
     "one hot update": "f7507a3471e551a4",
     "one hot merge": "4feb8c605016cf50",
+    "one hot full": "c126897ffe9ce604",
+    "mla one hot full": "4c82173c6da7fa1d",
+    "census": "dec63c376f8ee8ac",
+    "tagged": "d17fda98d7da15da",
+    "float8 tagged": "d440156f718d4684",
+    "mla tagged": "bdecf284789f6887",
+    "cancel": "30be1b196b652916",
+    "float8 cancel": "f572ccdfa11e3d16",
+    "mla cancel": "d79247f23985cf96",
+    "census merge": "6663a9756a82e84f",
+    "cancel merge": "951085d5ac2c9942",
 }
 
 

@@ -1,4 +1,4 @@
-"""The query bias of a case: masks of random trees, or numbers with holes, made on the device.
+"""The query bias of a case: masks of chains and random trees, or numbers with holes, made on the device.
 
 A token's row in the matrix may be as wide as its request is long, so the host works out only what it needs for
 the poison: which new keys no row sees. Both designs make that cheap. A tree is held as nested intervals, in
@@ -8,7 +8,7 @@ every row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,15 +51,15 @@ def plan_bias(case: Case) -> BiasPlan | None:
 
 
 def _plan_tree(case: Case, drawn: NDArray[np.uint32], arrays: dict[str, NDArray[np.generic]]) -> BiasPlan:
-    """One token in sixteen sees no new key at all, and one in eight starts a tree of its own."""
+    """One token in sixteen sees no new key at all, but in a chain every one sees its own."""
     live = len(drawn)
-    blind = drawn % np.uint32(16) == 0
+    blind = (drawn % np.uint32(16) == 0) & (case.spec.query_bias != "chain")
     enters, exits = np.zeros(case.batch.num_tokens, dtype=np.int32), np.zeros(case.batch.num_tokens, dtype=np.int32)
     hidden = np.zeros(live, dtype=bool)
     start = 0
     for query_len in case.batch.query_lens:
         own = slice(start, start + query_len)
-        enters[own], exits[own] = _intervals(drawn[own], case.spec.bias_width)
+        enters[own], exits[own] = _intervals(_parents(case, drawn[own].tolist()))
         hidden[own] = _hidden_in_tree(case, blind[own], enters[own], exits[own])
         start += query_len
     arrays |= {"bias/enters": enters, "bias/exits": exits}
@@ -67,12 +67,26 @@ def _plan_tree(case: Case, drawn: NDArray[np.uint32], arrays: dict[str, NDArray[
     return BiasPlan(hidden, arrays)
 
 
-def _intervals(drawn: NDArray[np.uint32], width: int) -> tuple[list[int], list[int]]:
-    """Half-open intervals of a random forest whose inner nodes are among the first `width` tokens."""
-    parents = [
-        -1 if token == 0 or number >> 4 & 7 == 0 else (number >> 8) % min(token, width)
-        for token, number in enumerate(drawn.tolist())
-    ]
+def _parents(case: Case, drawn: Sequence[int]) -> list[int]:
+    """Every token's parent, an earlier one; -1 for a root. Only the first `bias_width` tokens have children.
+
+    A chain has one root. One token in eight is a root of a "tree", which is as broad as it is deep, and one in 64 of
+    a "deep" one, where most tokens follow the last one and the others its parent.
+    """
+    kind, width = case.spec.query_bias, case.spec.bias_width
+    if kind == "chain":
+        return [min(token, width) - 1 for token in range(len(drawn))]
+    parents = []
+    for token, number in enumerate(drawn):
+        candidates = min(token, width)
+        root = number >> 4 & (7 if kind == "tree" else 63) == 0
+        chosen = (number >> 8) % max(candidates, 1) if kind == "tree" else candidates - 1 - (number >> 10 & 3 == 0)
+        parents.append(-1 if root or candidates == 0 else chosen)
+    return parents
+
+
+def _intervals(parents: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Half-open intervals of a forest, an ancestor's around its descendants'."""
     sizes = [1] * len(parents)
     for token in range(len(parents) - 1, -1, -1):
         if parents[token] >= 0:

@@ -18,7 +18,8 @@ from ..case import ATTENTION_OPERATIONS, Case, Spec
 from ..formats import INTEGERS, torch_dtype
 from . import recipes
 from .guards import Guards, Watch
-from .memory import Pack, Pools, place, place_pools, row_layout
+from .layouts import Layout, row_layout
+from .memory import Pack, Pools, place, place_pools
 from .pages import HUGE_PAGE, Ints, Pages, lay_out, poison_table, readable_keys
 from .poison import READABLE, Slots, classify, sentinel_bits, slot_bits
 from .problem import Draws, Problem, add_scales, narrowed, scales_of
@@ -67,7 +68,7 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
         **inputs,
         **pools.caches,
         **outputs,
-        "batch": Batch(small["cu_seqlens_q"], small["seq_lens"], small["block_table"][:, : table.shape[1]]),
+        "batch": Batch(small["cu_seqlens_q"], small["seq_lens"], _table_of(case, small["block_table"], table)),
         "rules": _rules(case.spec, small, query_bias),
         "scales": scales_of(small),
     }
@@ -80,6 +81,11 @@ def _with_row_pitch(case: Case, table: NDArray[np.int32]) -> NDArray[np.int32]:
     if not case.spec.odd_strides:
         return table
     return np.pad(table, ((0, 0), (0, 3)), constant_values=HUGE_PAGE)
+
+
+def _table_of(case: Case, wide: Tensor, table: NDArray[np.int32]) -> Tensor:
+    layout = Layout(table.shape, wide.stride())
+    return (layout.with_odd_singles() if case.spec.odd_strides else layout).view(wide, int(wide.storage_offset()))
 
 
 def _pack_batch(case: Case, slots: Slots, pack: Pack) -> None:
@@ -139,8 +145,7 @@ def _drawn_tensors(case: Case, slots: Slots) -> dict[str, tuple[int | Ints, tupl
 
 def _place_bias(case: Case, values: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> tuple[Tensor, list[Watch]]:
     bias = make_bias(case, values.get("query_bias"), small)
-    packed = row_layout(case.with_spec(odd_strides=False), tuple(bias.shape))
-    memory, (tensor,) = place(case, [packed], torch.float32, bias.device)
+    memory, (tensor,) = place(case, [row_layout(case, tuple(bias.shape))], torch.float32, bias.device)
     tensor.copy_(bias)
     return tensor, [Watch("query_bias", memory, {"query_bias": tensor})]
 
@@ -194,7 +199,7 @@ def _place_outputs(case: Case, device: torch.device) -> tuple[dict[str, Tensor],
     spec, rows = case.spec, (case.batch.num_tokens, case.spec.num_query_heads)
     head_size_v = spec.head_size if spec.operation == "mla_attention" else spec.head_size_v
     out_layout = row_layout(case, (*rows, head_size_v), misaligned=True)
-    lse_layout = row_layout(case.with_spec(odd_strides=False), rows)
+    lse_layout = row_layout(case, rows)
     placed = {}
     watches = []
     for name, layout, dtype_name in (("out", out_layout, spec.out_dtype or spec.dtype), ("lse", lse_layout, "float32")):

@@ -14,7 +14,8 @@ from ..case import Case
 from ..formats import torch_dtype
 from .guards import Guards, Watch
 from .hashing import hashed, host_hashes, index_terms, normals
-from .memory import Pack, place, place_pools, row_layout
+from .layouts import row_layout
+from .memory import Pack, place, place_pools
 from .pages import Pages, lay_out
 from .problem import Draws, Problem, add_scales, scales_of
 
@@ -53,7 +54,7 @@ def build_update(case: Case, device: torch.device) -> Problem:
 
 def _unshared(case: Case) -> Pages:
     """A slot that is written belongs to one request."""
-    return lay_out(case.with_batch(shared_blocks=0))
+    return lay_out(case.with_batch(shared_blocks=0, repeated_blocks=False))
 
 
 def slot_mapping(case: Case) -> NDArray[np.int64]:
@@ -84,6 +85,9 @@ def build_merge(case: Case, device: torch.device) -> Problem:
     kind = drawn.pop("kind") & 31
     values = {name: normals(hashes) for name, hashes in drawn.items()}
     _relate(case, values["lse_a"], values["lse_b"], kind)
+    if case.recipe == "cancel":
+        values["out_a"].add_(100.0)
+        values["out_b"].sub_(100.0)
     blank = torch.nan if "c" in case.poison else 3e4  # what an empty part holds does not matter
     for part in ("a", "b"):
         # In the format it keeps: the bits of a NaN that is cast differ between a CPU and a GPU.
@@ -95,8 +99,10 @@ def build_merge(case: Case, device: torch.device) -> Problem:
 
 def _relate(case: Case, lse_a: Tensor, lse_b: Tensor, kind: Tensor) -> None:
     """How the parts weigh against each other, by `kind` 0..31 of each row and head."""
-    if case.recipe == "needle":
+    if case.recipe in ("needle", "cancel"):
         lse_b.mul_(0.125).add_(lse_a)  # nearly equal
+    elif case.recipe == "census":
+        lse_b.copy_(lse_a)
     else:
         for lse in (lse_a, lse_b):
             lse.mul_(32.0 if case.recipe == "one_hot" else 4.0)
@@ -112,13 +118,11 @@ def _relate(case: Case, lse_a: Tensor, lse_b: Tensor, kind: Tensor) -> None:
 def _place_rows(
     case: Case, rows: Mapping[str, Tensor], live: int, device: torch.device
 ) -> tuple[dict[str, Tensor], list[Watch]]:
-    """Rows in the case's dtype (an lse in float32 and packed), those from `live` on left as guard bytes."""
+    """Rows in the case's dtype (an lse in float32), those from `live` on left as guard bytes."""
     placed, watches = {}, []
     for name, values in rows.items():
-        is_lse = name.startswith("lse")
-        dtype = torch.float32 if is_lse else torch_dtype(case.spec.dtype)
-        like = case.with_spec(odd_strides=False) if is_lse else case
-        layout = row_layout(like, tuple(values.shape), misaligned=name in ("value", "out_b"))
+        dtype = torch.float32 if name.startswith("lse") else torch_dtype(case.spec.dtype)
+        layout = row_layout(case, tuple(values.shape), misaligned=name in ("value", "out_b", "lse_b"))
         memory, (tensor,) = place(case, [layout], dtype, device)
         written = slice(live) if "d" in case.poison else slice(None)
         tensor[written].copy_(values[written].to(dtype))
@@ -144,13 +148,16 @@ def _row_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 
 
 def _shape(case: Case, name: str, hashes: Tensor, small: Mapping[str, Tensor]) -> Tensor:
-    """The recipes as a store sees them: needle halfway between float8 numbers, extreme over all magnitudes."""
+    """The recipes as a store sees them: needle halfway between float8 numbers, extreme over all magnitudes.
+
+    Recipes that are made for attention mean nothing to a store, and leave the values independent.
+    """
     if case.recipe == "one_hot":  # the row's number
         rows = torch.arange(hashes.shape[0], dtype=torch.float32, device=hashes.device) % 251
         return rows.view(-1, *[1] * (hashes.dim() - 1)).expand(hashes.shape)
     if case.recipe == "extreme":
         return normals(hashes) * small["powers"][(hashes & 31).long()]
-    if case.recipe == "normal":
+    if case.recipe != "needle":
         return normals(hashes)
     midpoints = small["midpoints"][(hashes & 255).long()]
     scale = small.get("scales/v" if name == "value" else "scales/k")

@@ -1,4 +1,4 @@
-"""The controller of a campaign: hands groups to workers, adds up what they report, replaces those that die.
+"""The controller of a campaign: hands groups and trials to workers, adds up what they report, replaces those that die.
 
 It draws nothing, judges nothing and never initialises CUDA.
 """
@@ -14,15 +14,17 @@ from ..environment import Unusable
 from ..verdict import Outcome, Verdict
 from .findings import Failure
 from .lengths import sizes_for
-from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
-from .pairs import MODEL, feasible_pairs
+from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup, Trial, Tried
+from .pairs import MODEL, PAIRS, TRIPLES, Values, describe, feasible
 from .pool import START_SECONDS, Handle, Pool
-from .sampler import Group
+from .sampler import Group, made_up_group
+from .shrinker import TRIAL_SECONDS, Shrinker
 from .summary import Options, Summary
 
 TICK_SECONDS = 0.25
 DEATHS_PER_GROUP = 3  # of workers; after these the rest of a group is left
 FRUITLESS_DEATHS = 3  # outside of any case and in a row; after these the campaign gives up
+PAST_SHARE = 0.5  # of the time, at most, for the cases of earlier campaigns
 
 
 class Controller:
@@ -37,19 +39,24 @@ class Controller:
         self.groups: Iterator[Group] | None = None  # None until there is a plan
         if options.given:
             self.groups = iter([Group(seed=0, index=0, given=options.given, count=len(options.given))])
-        self.resumed: deque[Assignment] = deque()  # what dead workers have left
+        past_until = self.started + PAST_SHARE * options.seconds
+        self.resumed = deque(  # what dead workers have left; at first, what earlier campaigns have
+            Assignment(group=Group(seed=0, index=0, given=(case,)), stop_at=past_until) for case in summary.past.files
+        )
+        self.lost_pairs: deque[Values] | None = None  # after the rows; None: not known yet
+        self.shrinker = Shrinker(summary.findings, options.shrink_seconds)
         self.planner: Handle | None = None
         self.fruitless = 0
         self.pool = Pool(setups)
 
     def run(self, watch: Callable[[Summary], None]) -> None:
-        """Until the time, the cases or the groups are used up, and whoever is at work has answered."""
+        """Until the time, the cases or the groups are used up, whoever is at work has answered, and all is shrunk."""
         try:
             while self._hand_out():
                 for handle in self.pool.waiting(TICK_SECONDS):
                     self._hear(handle)
                 self._end_overdue()
-                self.summary.seconds = time.monotonic() - self.started
+                self._look_at_the_time()
                 watch(self.summary)
         except KeyboardInterrupt:
             self.summary.interrupted = True
@@ -58,30 +65,47 @@ class Controller:
                 raise
             self.summary.broken = str(error)  # what was found until then is not thrown away
         finally:
-            self.summary.seconds = time.monotonic() - self.started
+            self._look_at_the_time()
             self.pool.close()
+            self.shrinker.close()
+
+    def _look_at_the_time(self) -> None:
+        if self.shrinker.until is None:  # the time for shrinking is no part of any rate
+            self.summary.seconds = time.monotonic() - self.started
+        self.summary.trials = self.shrinker.trials
 
     def _hand_out(self) -> bool:
         """Give every idle worker a task; whether there is anything to wait for."""
-        late = time.monotonic() >= self.stop_at
         for handle in self.pool.handles:
-            if late or not handle.idle or handle is self.planner:
-                continue
-            if self.groups is None:
-                if self.planner is None:
-                    self.planner = handle
-                    handle.send(PlanRequest(seed=self.options.seed))
-                continue
-            task = self.resumed.popleft() if self.resumed else self._next()
-            if task is not None:
-                handle.begin(task)
-        at_work = any(handle.task is not None for handle in self.pool.handles)
-        return at_work or (not late and (self.groups is None or self.left != 0 or bool(self.resumed)))
+            if handle.idle and handle is not self.planner:
+                task = self._task_for(handle)
+                if task is not None:
+                    handle.begin(task)
+        judging = any(isinstance(handle.task, Assignment) for handle in self.pool.handles)
+        if judging or self._may_draw():
+            return True
+        self.shrinker.all_are_drawn()
+        return not self.shrinker.over
+
+    def _may_draw(self) -> bool:
+        late = time.monotonic() >= self.stop_at
+        return not late and (self.groups is None or self.left != 0 or bool(self.resumed))
+
+    def _task_for(self, handle: Handle) -> Assignment | Trial | None:
+        """What an idle worker does next; the plan it is asked for at once."""
+        trial = self.shrinker.next_trial(len(self.pool.handles))
+        if trial is not None or not self._may_draw():
+            return trial
+        if self.groups is None and self.planner is None:
+            self.planner = handle
+            handle.send(PlanRequest(seed=self.options.seed))
+            return None
+        return self.resumed.popleft() if self.resumed else self._next()
 
     def _next(self) -> Assignment | None:
         if self.left == 0 or self.groups is None:
             return None
-        group = next(self.groups, None)
+        group = self._made_up() or next(self.groups, None)
         if group is None:
             self.left = 0
             return None
@@ -91,6 +115,22 @@ class Controller:
         if group.row is None and self.summary.rows_done is None:
             self.summary.rows_done = time.monotonic() - self.started, self.summary.tally.cases
         return Assignment(group=group, banned=self.summary.banned, stop_at=self.stop_at)
+
+    def _made_up(self) -> Group | None:
+        """Once all rows are judged, another for a pair that no judged case had: its cases were declined or left."""
+        if self.summary.rows_done is None or any(
+            isinstance(handle.task, Assignment) and handle.task.group.row for handle in self.pool.handles
+        ):
+            return None
+        if self.lost_pairs is None:
+            lost = [pair for pair in self.summary.pairs_missing if not pair & self.summary.banned]
+            self.lost_pairs = deque(sorted(lost, key=describe))
+        while self.lost_pairs:
+            pair = self.lost_pairs.popleft()
+            if self.summary.tally.pairs.missing(MODEL, [pair]):
+                self.summary.rows += 1
+                return made_up_group(self.options.seed, self.summary.rows, pair, self.summary.banned, self.sizes)
+        return None
 
     def _hear(self, handle: Handle) -> None:
         try:
@@ -109,18 +149,25 @@ class Controller:
             self._follow(message)
         elif isinstance(message, Report):
             self._add(handle, message)
+        elif isinstance(message, Tried):
+            self._tell(handle, message.verdict)
+            if message.lost:
+                self.pool.replace(handle)
 
     def _follow(self, message: Planned) -> None:
         plan = message.plan
         self.summary.rows, self.summary.banned = len(plan.rows), plan.banned
-        self.summary.feasible = frozenset(feasible_pairs(MODEL, plan.rows))
+        self.summary.feasible = frozenset(feasible(MODEL, PAIRS, plan.rows))
+        if self.options.nightly:
+            self.summary.feasible_triples = frozenset(feasible(MODEL, TRIPLES, plan.rows))
         self.groups = plan.groups(self.options.seed, self.sizes)
 
     def _add(self, handle: Handle, report: Report) -> None:
         self.fruitless = 0
         handle.position = report.position
         self.summary.tally.merge(report.tally)
-        self.summary.verdicts.extend(report.verdicts)
+        for verdict in report.verdicts:
+            self._note_given(verdict)
         for failure in report.failures:
             self.summary.findings.add(failure)
         for signature, times in report.repeats.items():
@@ -131,9 +178,33 @@ class Controller:
             self._resume(handle, frozenset())
             self.pool.replace(handle)
 
+    def _tell(self, handle: Handle, verdict: Verdict) -> None:
+        """Whether a finding's smaller case fails like the finding."""
+        self.fruitless = 0
+        if isinstance(handle.task, Trial):
+            self.shrinker.tell(handle.task, verdict)
+        handle.task = None
+
+    def _note_given(self, verdict: Verdict) -> None:
+        """Of a case that was given, or comes from an earlier campaign."""
+        past, findings = self.summary.past, self.summary.findings
+        if self.options.given:
+            self.summary.verdicts.append(verdict)
+        else:
+            past.note(verdict)
+        if verdict.failed:
+            path = past.files.get(verdict.case)
+            if path is not None and path.parent == findings.directory:
+                findings.keep(Failure.of(verdict), path)
+            else:
+                findings.add(Failure.of(verdict))
+
     def _end_overdue(self) -> None:
         for handle in self.pool.handles:
-            if handle.ready and handle.seconds_at_work > self.options.case_seconds:
+            limit = self.options.case_seconds
+            if isinstance(handle.task, Trial):
+                limit = min(limit, TRIAL_SECONDS)
+            if handle.ready and handle.seconds_at_work > limit:
                 handle.overdue = True
                 handle.kill()  # what it still had to say is heard first, then the end of its pipe
             elif not handle.ready and handle.seconds_at_work > START_SECONDS:
@@ -150,24 +221,30 @@ class Controller:
         else:
             outcome = Outcome.TIMED_OUT if handle.overdue else Outcome.CRASHED
             name, target = self.summary.candidate, self.options.target
-            self._count_dead(Verdict(outcome=outcome, case=case, candidate=name, target=target, reason=death))
-            self._resume(handle, frozenset({int(handle.clock[1])}))
+            verdict = Verdict(outcome=outcome, case=case, candidate=name, target=target, reason=death)
+            self._count_dead(handle, verdict)
         if handle is self.planner:
             self.planner = None
         self.pool.replace(handle)
 
-    def _count_dead(self, verdict: Verdict) -> None:
-        self.summary.tally.add(verdict, MODEL)
-        self.summary.findings.add(Failure.of(verdict))
-        if self.options.given:
-            self.summary.verdicts.append(verdict)
+    def _count_dead(self, handle: Handle, verdict: Verdict) -> None:
+        if isinstance(handle.task, Trial):
+            self._tell(handle, verdict)
+            return
+        self.summary.tally.add(verdict, MODEL, triples=self.options.nightly)
+        if handle.task is not None and handle.task.group.given:
+            self._note_given(verdict)
+        else:
+            self.summary.findings.add(Failure.of(verdict))
+        self._resume(handle, frozenset({int(handle.clock[1])}))
 
     def _resume(self, handle: Handle, skip: frozenset[int]) -> None:
         task = handle.task
-        if task is None:
-            return
-        rest = replace(task, start=handle.position, skip=task.skip | skip, deaths=task.deaths + 1)
-        if rest.deaths >= DEATHS_PER_GROUP and not self.options.given:
-            self.summary.abandoned += 1
-        else:
-            self.resumed.append(rest)
+        if isinstance(task, Trial):
+            self.shrinker.ask_again(task)
+        elif task is not None:
+            rest = replace(task, start=handle.position, skip=task.skip | skip, deaths=task.deaths + 1)
+            if rest.deaths >= DEATHS_PER_GROUP and not self.options.given:
+                self.summary.abandoned += 1
+            else:
+                self.resumed.append(rest)

@@ -19,7 +19,9 @@ Request = tuple[int, int]  # (new tokens, keys)
 SPLITS = (64, 256)  # keys at whose multiples a decode kernel may hand over to another program
 LIVE = ("decode", "prefill", "chunked", "speculative")
 MANY = (63, 64, 65, 255, 256, 257, 300)  # requests, about where plans go through a batch in blocks
-VERY_LONG = (32767, 32768, 32769, 40000)
+VERY_LONG = (32767, 32768, 32769, 40000, 131072)
+CROWDS = (65535, 65536, 65537, 70000)  # requests, about where a grid's second dimension ends
+CROWD_ROW = 512  # elements of one token's queries, at most, in such a crowd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +36,36 @@ class Sizes:
     pool: int  # elements of the caches
     interpreted: bool
     long_share: float  # of the cases with `LONG` keys or more in a request, if the kind of batch has any
+    extreme: int  # keys of the long request beside those with none and with one
     many_share: float  # of the cases with many small requests
+    crowd_share: float  # of the decode batches whose heads are few and small with more requests than 16 bits count
     very_long_share: float  # of the long ones
     cases_per_row: int  # of the covering array
     cases_per_key: int  # of the random phase
     far_share: float  # of the compile keys with pages past 2**31 elements
     check_share: float  # of the cases that are asked one thing beyond the answer
+    reads_share: float  # of the random cases that ask for nothing else: the read set, which only the interpreter shows
 
 
 # One program and tile of 32 keys costs the interpreter 7 to 9 ms, whatever the head size; it compiles nothing.
 INTERPRETED = Sizes(
     heads=72,
     requests=4,
-    tokens=24,
+    tokens=40,
     keys=150,
     work=(8, 16, 24),
     pool=2**21,
     interpreted=True,
     long_share=0.0,
+    extreme=2048,
     many_share=0.0,
+    crowd_share=0.0,
     very_long_share=0.0,
     cases_per_row=1,
     cases_per_key=3,
     far_share=0.0,
     check_share=1 / 6,
+    reads_share=0.1,
 )
 # A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
 COMPILED = Sizes(
@@ -69,12 +77,15 @@ COMPILED = Sizes(
     pool=2**25,
     interpreted=False,
     long_share=0.5,
+    extreme=131072,
     many_share=0.02,
+    crowd_share=0.005,
     very_long_share=0.02,
     cases_per_row=6,
     cases_per_key=80,
     far_share=0.03,
     check_share=1 / 6,
+    reads_share=0.0,
 )
 
 
@@ -101,10 +112,12 @@ def total_work(spec: Spec, batch: BatchShape, sizes: Sizes) -> int:
 class Batches:
     """Draws requests for one case."""
 
-    def __init__(self, spec: Spec, sizes: Sizes, rng: random.Random, *, long: bool = False, floor: int = 1) -> None:
-        """`long`: one request has `LONG` keys or more; `floor`: two requests have at least so many keys."""
-        self.spec, self.sizes, self.rng, self.floor = spec, sizes, rng, floor
-        self.long = long
+    def __init__(
+        self, spec: Spec, sizes: Sizes, rng: random.Random, *, long: bool = False, floor: int = 1, holders: int = 0
+    ) -> None:
+        """`long`: one request has `LONG` keys or more; `holders`, two at most, have at least `floor` keys."""
+        self.spec, self.sizes, self.rng = spec, sizes, rng
+        self.long, self.floor, self.holders = long, floor, holders
         self.keys = sizes.keys if long else min(sizes.keys, LONG)
         self.limit = rng.choice(sizes.work)
         windows = [window for window in (spec.sliding_window, spec.right_window) if window and window < sizes.keys]
@@ -112,13 +125,39 @@ class Batches:
 
     def draw(self, kind: str) -> list[Request]:
         """Requests whose batch is of this kind, in random order, within the case's share of work and memory."""
+        if kind == "extremes":
+            return self._extremes()
+        if kind == "decode" and self._may_be_a_crowd() and self.rng.random() < self.sizes.crowd_share:
+            return self._crowd()
         parts = self._parts(kind)
-        holders = [index for index, part in enumerate(parts) if part != "overhang"][:2]
+        holders = [index for index, part in enumerate(parts) if part != "overhang"][: self.holders]
         floors = [self.floor if index in holders else 1 for index in range(len(parts))]
         drawn = [self._request(part, floor) for part, floor in zip(parts, floors, strict=True)]
         requests = self._affordable(drawn, floors)
         self.rng.shuffle(requests)
         return requests
+
+    def _extremes(self) -> list[Request]:
+        """Requests with no keys, with one, and with as many as the case can afford, side by side."""
+        rng, longest, self.limit = self.rng, self.sizes.extreme, max(self.sizes.work)
+        n = rng.choice((1, 1, 2, 16))
+        while longest > max(n, self.floor) and self._cost((n, longest)) > 1.5:
+            longest //= 2
+        requests = [(0, 0), (1, 1), (rng.choice((1, 2)), 0), (n, max(longest, n, self.floor))]
+        requests += [(1, self.floor)] * (self.holders == 2)
+        rng.shuffle(requests)
+        return requests
+
+    def _may_be_a_crowd(self) -> bool:
+        spec = self.spec
+        row = spec.num_query_heads * max(spec.head_size + spec.rope_head_size, spec.head_size_v)
+        return spec.operation != "mla_attention_decompressed" and row <= CROWD_ROW
+
+    def _crowd(self) -> list[Request]:
+        """More requests than 16 bits count, of a few keys each."""
+        rng = self.rng
+        requests = [(1, rng.choice((1, 1, 2, 3))) for _ in range(rng.choice(CROWDS))]
+        return [(1, max(length, self.floor)) for _, length in requests[: self.holders]] + requests[self.holders :]
 
     def _parts(self, kind: str) -> list[str]:
         rng = self.rng
@@ -129,12 +168,12 @@ class Batches:
             return [kind] * rng.choice(MANY)
         count = min(self.sizes.requests, int(2 ** rng.uniform(0, math.log2(self.sizes.requests + 1))))
         if kind in LIVE:
-            return [kind] * max(count, 2 if self.floor else 1)
+            return [kind] * max(count, self.holders)
         others = [rng.choice(LIVE) for _ in range(max(0, count - 2))]
         busy = rng.choice(LIVE[1:])
         if kind == "mixed":
             return [busy, "decode", *others]
-        return [busy, kind, "decode", *others] if self.floor else [busy, kind, *others]
+        return [busy, kind, "decode", *others] if self.holders == 2 else [busy, kind, *others]
 
     def _request(self, kind: str, floor: int) -> Request:
         if self.long and kind in LIVE:
@@ -182,15 +221,19 @@ class Batches:
             return length
         return min(largest, max(smallest, round(2 ** rng.uniform(math.log2(smallest), math.log2(largest)))))
 
-    def _affordable(self, requests: list[Request], floors: list[int]) -> list[Request]:
-        """The requests made smaller, the most costly first, until the case may cost that much."""
+    def _cost(self, request: Request) -> float:
+        """The part of the case's share of work and memory that a request takes."""
         spec, sizes = self.spec, self.sizes
         row = max(1, spec.num_kv_heads) * (spec.head_size + max(spec.head_size_v, spec.rope_head_size))
+        return work(spec, request, sizes) / self.limit + row * request[1] / sizes.pool
+
+    def _affordable(self, requests: list[Request], floors: list[int]) -> list[Request]:
+        """The requests made smaller, the most costly first, until the case may cost that much."""
         shrinking = set(range(len(requests)))
         while shrinking:
-            costs = [work(spec, request, sizes) / self.limit + row * request[1] / sizes.pool for request in requests]
+            costs = [self._cost(request) for request in requests]
             too_costly, tokens = sum(costs) > 1, sum(n for n, _ in requests)
-            if not too_costly and tokens <= sizes.tokens:
+            if not too_costly and tokens <= self.sizes.tokens:
                 break
             worst = max(sorted(shrinking), key=costs.__getitem__ if too_costly else lambda i: requests[i][0])
             smaller = _smaller(requests[worst], floors[worst])

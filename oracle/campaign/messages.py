@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..case import Case
 from ..verdict import Verdict
 from .findings import Failure, Signature
 from .offers import Plan
@@ -23,6 +24,7 @@ class Setup:
     device: str
     judge: str  # module:function
     inflight: Path
+    nightly: bool = False  # triples of features as well as pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,20 @@ class Assignment:
     deaths: int = 0  # of workers, in this group
     banned: frozenset[Trait] = frozenset()
     stop_at: float = float("inf")  # time.monotonic(), which all processes share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A smaller case of a finding: is it still the same failure?"""
+
+    number: int  # of the finding
+    case: Case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    verdict: Verdict
+    lost: bool  # the device: the process ends after this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +84,7 @@ class Report:
 
     position: int
     tally: Tally = field(default_factory=Tally)
-    failures: list[Failure] = field(default_factory=list)  # new kinds, or smaller ones of their kind
+    failures: list[Failure] = field(default_factory=list)  # new ones of drawn cases, or smaller ones of their kind
     repeats: Counter[Signature] = field(default_factory=Counter)  # more of what was reported before
     verdicts: list[Verdict] = field(default_factory=list)  # where the group was given, not drawn
     done: bool = False  # with the group

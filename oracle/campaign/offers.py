@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from ..candidate import Candidate
-from .covering import Accepts, covering_array
+from .covering import Accepts, covering_array, more_rows_for_triples
 from .lengths import Sizes
 from .pairs import Model, Trait
 from .parameters import NOT_APPLICABLE, Row, Value
@@ -21,7 +21,7 @@ DRAWS = 2000  # rows tried for the first of them
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The rows that cover all pairs of what the target offers, and the values that it never accepted."""
+    """The rows that cover all pairs, or triples, of what the target offers, and the values that it never accepted."""
 
     rows: tuple[Row, ...]
     banned: frozenset[Trait]
@@ -37,12 +37,17 @@ class Plan:
         yield from (random_group(seed, index, sizes) for index in count())
 
 
-def make_plan(candidate: Candidate, seed: int, sizes: Sizes) -> Plan:
-    """The same for the same seed and candidate; a ValueError if the candidate declines everything."""
+def make_plan(candidate: Candidate, seed: int, sizes: Sizes, *, nightly: bool = False) -> Plan:
+    """Rows of all pairs, then, nightly, those of all triples besides.
+
+    The same for the same seed and candidate; a ValueError if the candidate declines everything."""
     accepts = _accepts(candidate, sizes)
     wide = Model(extra=True)
     banned = _declined_values(wide, accepts, random.Random(f"{seed}:offers"), lambda: _reason(candidate, seed, sizes))
-    rows = covering_array(Model(banned=banned), seed, accepts)
+    model = Model(banned=banned)
+    rows = covering_array(model, seed, accepts)
+    if nightly:
+        rows += more_rows_for_triples(model, seed, rows, accepts)
     return Plan(rows=tuple(rows), banned=banned)
 
 

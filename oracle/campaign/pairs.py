@@ -1,7 +1,7 @@
-"""All pairs of feature values: which are feasible, and which were run.
+"""All pairs, and triples, of feature values: which are feasible, and which were run.
 
-A pair is feasible if some complete row has both values and satisfies every constraint. Nothing here trusts the
-generator of rows (`covering.py`): `feasible_pairs` enumerates, and `PairCounter` counts what was really judged.
+A tuple of values is feasible if some complete row has them all and satisfies every constraint. Nothing here trusts
+the generator of rows (`covering.py`): `feasible` enumerates, and `TupleCounter` counts what was really judged.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations, product
 from typing import Any
 
 from .parameters import CONSTRAINTS, NOT_APPLICABLE, PARAMETERS, Constraint, Parameter, Row, Value, domain
 
 Trait = tuple[str, Value]
-Pair = frozenset[Trait]  # of two parameters
+Values = frozenset[Trait]  # of as many parameters as there are values: two for a pair, three for a triple
+PAIRS, TRIPLES = 2, 3  # the strength of a count, or of a covering array: how many values make a tuple
 Order = Callable[[str, tuple[Value, ...], Row], Iterable[Value]]
 Shuffle = Callable[[Sequence[Any]], Sequence[Any]]
 
@@ -46,7 +48,7 @@ class Model:
 
     @cached_property
     def bits(self) -> Mapping[Trait, int]:
-        """One bit for every value a pair may hold; `NOT_APPLICABLE` is no value."""
+        """One bit for every value a tuple may hold; `NOT_APPLICABLE` is no value."""
         traits = [(p.name, value) for p in self.parameters for value in p.values]
         return {trait: 1 << index for index, trait in enumerate(traits)}
 
@@ -107,61 +109,85 @@ class Model:
         return sum(self.bits.get(trait, 0) for trait in traits)
 
 
-MODEL = Model()  # of the covering array, and of every count of pairs
+MODEL = Model()  # of the covering array, and of every count of pairs and triples
 
 
-def feasible_pairs(model: Model, witnesses: Iterable[Row] = ()) -> set[Pair]:
-    """Every pair of values that some valid row holds; `witnesses` are rows to look at before searching.
+def feasible(model: Model, strength: int, witnesses: Iterable[Row] = ()) -> set[Values]:
+    """Every tuple of values that some valid row holds; `witnesses` are rows to look at before searching.
 
-    A witness counts only after its own check against the constraints, so a wrong one cannot add a pair.
+    A witness counts only after its own check against the constraints, so a wrong one cannot add a tuple.
     """
-    found: set[Pair] = set()
+    witnesses = [row for row in witnesses if model.is_valid(row)]
+    smaller = feasible(model, strength - 1, witnesses) if strength > PAIRS else None
+    found: set[Values] = set()
 
     def take(row: Row) -> None:
-        traits = [trait for trait in row.items() if trait[1] != NOT_APPLICABLE]
-        found.update(frozenset((a, b)) for i, a in enumerate(traits) for b in traits[:i])
+        found.update(map(frozenset, combinations(_traits_of(row), strength)))
 
     for row in witnesses:
-        if model.is_valid(row):
-            take(row)
-    for pair in all_pairs(model):
-        if pair not in found:
-            complete = model.complete(dict(pair), lambda _name, values, _row: values)
-            if complete is not None:
-                take(complete)
+        take(row)
+    for values in all_tuples(model, strength):
+        if values in found:
+            continue
+        if smaller is not None and not all(frozenset(part) in smaller for part in combinations(values, strength - 1)):
+            continue  # a part of it goes together in no row, so the whole does not either
+        complete = model.complete(dict(values), lambda _name, values, _row: values)
+        if complete is not None:
+            take(complete)
     return found
 
 
-def all_pairs(model: Model) -> Iterator[Pair]:
-    """Every pair of values of two parameters, feasible or not."""
-    for i, first in enumerate(model.parameters):
-        for second in model.parameters[:i]:
-            yield from (frozenset({(first.name, a), (second.name, b)}) for a in first.values for b in second.values)
+def all_tuples(model: Model, strength: int) -> Iterator[Values]:
+    """Every tuple of values of so many parameters, feasible or not."""
+    for parameters in combinations(model.parameters, strength):
+        names = [parameter.name for parameter in parameters]
+        for values in product(*(parameter.values for parameter in parameters)):
+            yield frozenset(zip(names, values, strict=True))
+
+
+def _traits_of(row: Row) -> list[Trait]:
+    return [trait for trait in row.items() if trait[1] != NOT_APPLICABLE]
+
+
+def single_bits(mask: int) -> Iterator[int]:
+    """The bits of a mask one by one, the lowest first."""
+    while mask:
+        bit = mask & -mask
+        yield bit
+        mask ^= bit
+
+
+def describe(values: Values) -> str:
+    """A tuple of values in words."""
+    return ", ".join(f"{name}={value}" for name, value in sorted(values, key=lambda trait: trait[0]))
 
 
 @dataclass
-class PairCounter:
-    """Which values were seen together, as one bit mask for each value. Merges, and travels between processes."""
+class TupleCounter:
+    """Which values were seen together, so many at a time. Merges, and travels between processes.
 
+    For every tuple less one value, as the mask of its bits, the mask of the values seen beside it: a pair stands in
+    two entries, a triple in three.
+    """
+
+    strength: int = PAIRS
     seen: dict[int, int] = field(default_factory=dict)
 
     def add(self, mask: int) -> None:
-        rest = mask
-        while rest:
-            bit = rest & -rest
-            self.seen[bit] = self.seen.get(bit, 0) | mask
-            rest ^= bit
+        for part in combinations(single_bits(mask), self.strength - 1):
+            key = sum(part)
+            self.seen[key] = self.seen.get(key, 0) | mask
 
-    def merge(self, other: PairCounter) -> None:
-        for bit, mask in other.seen.items():
-            self.seen[bit] = self.seen.get(bit, 0) | mask
+    def merge(self, other: TupleCounter) -> None:
+        for key, mask in other.seen.items():
+            self.seen[key] = self.seen.get(key, 0) | mask
 
-    def covered(self, model: Model, pairs: Collection[Pair]) -> int:
-        return len(pairs) - len(self.missing(model, pairs))
+    def covered(self, model: Model, tuples: Collection[Values]) -> int:
+        return len(tuples) - len(self.missing(model, tuples))
 
-    def missing(self, model: Model, pairs: Collection[Pair]) -> list[Pair]:
+    def missing(self, model: Model, tuples: Collection[Values]) -> list[Values]:
         bits = model.bits
-        return [pair for pair in pairs if not self._holds(*(bits[trait] for trait in pair))]
+        return [values for values in tuples if not self._holds([bits[trait] for trait in values])]
 
-    def _holds(self, a: int, b: int) -> bool:
-        return bool(self.seen.get(a, 0) & b)
+    def _holds(self, bits: list[int]) -> bool:
+        return bool(self.seen.get(sum(bits[:-1]), 0) & bits[-1])

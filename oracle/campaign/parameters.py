@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..case import ATTENTION_OPERATIONS, CACHE_LAYOUTS, DTYPES, FLOAT8, OPERATIONS, QUERY_BIASES, RECIPES, SCALE_KINDS
+from ..case import (
+    ATTENTION_OPERATIONS,
+    CACHE_LAYOUTS,
+    DTYPES,
+    FLOAT8,
+    MLA_CACHE_LAYOUTS,
+    OPERATIONS,
+    QUERY_BIASES,
+    RECIPES,
+    SCALE_KINDS,
+)
 
 Value = str | int | bool
 Row = dict[str, Value]
@@ -60,15 +70,20 @@ PARAMETERS: tuple[Parameter, ...] = (
     _parameter("out_dtype", (SAME, FLOAT8), _ATTENTION, off=SAME),
     _parameter("scales", SCALE_KINDS, _PAGED, off=NONE),
     _parameter("num_kv_heads", (1, 2, 3), _WITH_HEADS | {"merge_states"}, extra=(4, 8)),
-    _parameter("group_size", (1, 2, 3, 4, 5, 7, 8, 16), _ATTENTION | {"merge_states"}, extra=(6, 12, 71, 128)),
-    _parameter("head_size", (32, 64, 80, 128, 192, 256), _WITH_HEADS | {"merge_states"}, extra=(16, 48, 96, 112, 160)),
+    _parameter("group_size", (1, 2, 3, 4, 5, 7, 12, 16), _ATTENTION | {"merge_states"}, extra=(6, 8, 71, 128)),
+    _parameter(
+        "head_size",
+        (16, 64, 80, 96, 112, 128, 192, 256),
+        _WITH_HEADS | {"merge_states"},
+        extra=(24, 32, 40, 48, 72, 88, 120, 144, 160, 176, 208, 224, 240),
+    ),
     _parameter("head_size_v", (SAME, "smaller", "larger"), _WITH_HEADS, extra=("half", "double"), off=SAME),
-    _parameter("kv_lora_rank", (64, 512), _MLA, extra=(128, 256)),
-    _parameter("rope_head_size", (32, 64), _MLA, extra=(16,)),
-    _parameter("nope_head_size", (32, 128), _DECOMPRESSED, extra=(64,)),
-    _parameter("v_head_dim", (32, 128), _DECOMPRESSED, extra=(64,)),
-    _parameter("block_size", (1, 8, 16, 32, 48, 64), _PAGED, extra=(4, 24, 128, 256)),
-    _parameter("cache_layout", CACHE_LAYOUTS, _WITH_HEADS, off="NHD"),
+    _parameter("kv_lora_rank", (64, 256, 512), _MLA, extra=(80, 128, 192)),
+    _parameter("rope_head_size", (32, 64), _MLA, extra=(16, 24)),
+    _parameter("nope_head_size", (32, 128), _DECOMPRESSED, extra=(64, 80)),
+    _parameter("v_head_dim", (32, 128), _DECOMPRESSED, extra=(64, 96)),
+    _parameter("block_size", (1, 8, 16, 32, 48, 64, 128), _PAGED, extra=(4, 24, 256, 544)),
+    _parameter("cache_layout", CACHE_LAYOUTS, _PAGED, off="NHD"),
     _parameter("odd_strides", (False, True), _ALL, off=False),
     _parameter("causal", (True, False), _ATTENTION, off=True),
     _parameter(
@@ -92,11 +107,14 @@ PARAMETERS: tuple[Parameter, ...] = (
         "batch",
         ("decode", "prefill", "chunked", "speculative", "mixed", "overhang", "idle", "nothing"),
         _ALL,
+        extra=("extremes",),
         within_key="free",
     ),
     _parameter("padding", (NONE, "tokens", "requests", "both"), _ALL, within_key="free", off=NONE),
     _parameter("table_slack", (False, True), _ATTENTION, within_key="free", off=False),
     _parameter("shared_blocks", (False, True), _ATTENTION, within_key="free", off=False),
+    _parameter("repeated_blocks", (False, True), _ATTENTION, within_key="free", off=False),
+    _parameter("spare_blocks", (True, False), _PAGED, within_key="free", off=True),
 )
 BY_NAME: Mapping[str, Parameter] = {parameter.name: parameter for parameter in PARAMETERS}
 
@@ -130,6 +148,10 @@ CONSTRAINTS: tuple[Constraint, ...] = (
         scope=("bias_width", "query_bias"),
         holds=lambda width, bias: (width != NOT_APPLICABLE) == (bias not in (NOT_APPLICABLE, NONE)),
     ),
+    Constraint(
+        scope=("operation", "cache_layout"),
+        holds=lambda op, layout: op not in _MLA or layout in MLA_CACHE_LAYOUTS,
+    ),
     Constraint(scope=("q_dtype", "kv_dtype"), holds=lambda q, kv: q != FLOAT8 or kv == FLOAT8),
     Constraint(scope=("causal", "right_window"), holds=lambda causal, right: causal is not True or right == NONE),
     # A window of zero keys is an error, so a page of one slot has no "page-1".
@@ -142,6 +164,7 @@ CONSTRAINTS: tuple[Constraint, ...] = (
     ),
     Constraint(scope=("batch", "bias_width"), holds=lambda batch, width: width != "exact" or batch != "nothing"),
     Constraint(scope=("batch", "shared_blocks"), holds=lambda batch, shared: shared is not True or batch != "nothing"),
+    Constraint(scope=("batch", "repeated_blocks"), holds=lambda batch, twice: twice is not True or batch != "nothing"),
 )
 
 

@@ -10,11 +10,11 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 from ..case import Case
-from .messages import Assignment, Setup
+from .messages import Assignment, Setup, Trial
+from .summary import Options
 from .worker import main
 
 START_SECONDS = 300.0  # for importing torch and setting up a device
@@ -31,7 +31,7 @@ class Handle:
     clock: Any  # shared: [time.monotonic() at the start of the case at work or 0, its position]
     started: float
     ready: bool = False
-    task: Assignment | None = None
+    task: Assignment | Trial | None = None
     position: int = 0  # in the task's group, reported so far
     overdue: bool = False  # ended because its case took too long
 
@@ -53,8 +53,8 @@ class Handle:
     def idle(self) -> bool:
         return self.ready and self.task is None
 
-    def begin(self, task: Assignment) -> None:
-        self.task, self.position = task, task.start
+    def begin(self, task: Assignment | Trial) -> None:
+        self.task, self.position = task, task.start if isinstance(task, Assignment) else 0
         self.send(task)
 
     def send(self, message: object) -> None:
@@ -123,15 +123,16 @@ class Pool:
             handle.close()
 
 
-def make_setups(workers: int, target: str, devices: list[str], judge: str, directory: Path) -> list[Setup]:
+def make_setups(options: Options, workers: int, devices: list[str]) -> list[Setup]:
     """One for each worker; the devices are dealt out in turn."""
     return [
         Setup(
             number=number,
-            target=target,
+            target=options.target,
             device=devices[number % len(devices)],
-            judge=judge,
-            inflight=directory / f"inflight-{number}.json",
+            judge=options.judge,
+            inflight=options.findings / f"inflight-{number}.json",
+            nightly=options.nightly,
         )
         for number in range(workers)
     ]

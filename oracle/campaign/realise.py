@@ -12,7 +12,7 @@ from .lengths import Batches, Sizes, spread
 from .parameters import NONE, NOT_APPLICABLE, SAME, Row, Value
 from .traits import LONG, NEAR_TILES
 
-HEAD_SIZES = (16, 32, 64, 80, 96, 128, 192, 256, 288)
+HEAD_SIZES = (16, 32, 64, 80, 96, 112, 128, 192, 256, 288)
 REDRAWS = 20
 
 
@@ -30,9 +30,11 @@ def realise(row: Row, rng: random.Random, sizes: Sizes, *, long: bool | None = N
 
 def _case(row: Row, rng: random.Random, sizes: Sizes, long: bool) -> Case:
     spec = _spec(row, rng)
-    shared = rng.choice((1, 1, 2)) if row["shared_blocks"] is True and spec.block_size <= 16 else 1
-    floor = shared * spec.block_size if row["shared_blocks"] is True else 1
-    requests = Batches(spec, sizes, rng, long=long, floor=floor).draw(str(row["batch"]))
+    shared = (rng.choice((1, 1, 2)) if spec.block_size <= 16 else 1) if row["shared_blocks"] is True else 0
+    repeated = row["repeated_blocks"] is True
+    floor = max(shared * spec.block_size, spec.block_size + 1 if repeated else 1)
+    batches = Batches(spec, sizes, rng, long=long, floor=floor, holders=2 if shared else int(repeated))
+    requests = batches.draw(str(row["batch"]))
     padding = row["padding"]
     requests = spread(requests, rng.randint(1, 2) if padding in ("requests", "both") else 0, rng)
     batch = BatchShape(
@@ -40,7 +42,9 @@ def _case(row: Row, rng: random.Random, sizes: Sizes, long: bool) -> Case:
         seq_lens=tuple(length for _, length in requests),
         padding_tokens=rng.choice((1, 3, 8)) if padding in ("tokens", "both") else 0,
         table_slack=rng.randint(1, 3) if row["table_slack"] is True else 0,
-        shared_blocks=shared if row["shared_blocks"] is True else 0,
+        shared_blocks=shared,
+        repeated_blocks=repeated,
+        spare_blocks=row["spare_blocks"] is not False,
     )
     spec = _measured(spec, row, batch, rng)
     return Case(spec=spec, batch=batch, recipe=str(row["recipe"]), seed=rng.getrandbits(32))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..case import CHECKS, Case
-from .parameters import BY_NAME
+from ..case import Case
+from . import coverage
 from .spread import quantile
 from .summary import Summary
 from .tally import Tally, median
 
-SCHEMA = 1
+SCHEMA = 2
 SHOWN_FINDINGS = 20
 SHOWN_REASONS = 5
 RATIOS = ("out", "lse", "out sub-gaussian", "lse sub-gaussian", "out row z", "out case z")  # as compare names them
@@ -33,14 +33,21 @@ def status(summary: Summary) -> str:
     return (
         f"{summary.seconds:.0f} s: {tally.cases:,} cases, {summary.rate:.1f}/s; {_worst(tally)}; {_pairs(summary)}; "
         f"{len(tally.keys):,} compile keys; {_findings(summary)}"
+        + (f"; {summary.trials:,} smaller cases tried" if summary.trials else "")
     )
 
 
 def closing(summary: Summary) -> str:
-    """The findings, what was declined or not judged, the table of worst ratios, and last the line that counts."""
+    """The findings, what was left out, the largest ratios, what was covered, and last the line that counts."""
     left_out = _declined_lines(summary), _not_judged_lines(summary.tally)
-    blocks = [_finding_lines(summary), *left_out, _ratio_table(summary.tally), _check_line(summary.tally)]
-    blocks.append(closing_line(summary))
+    blocks = [
+        _finding_lines(summary),
+        summary.past.line(),
+        *left_out,
+        _ratio_table(summary.tally),
+        coverage.lines(summary),
+        closing_line(summary),
+    ]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -101,11 +108,6 @@ def _not_judged_lines(tally: Tally) -> str:
     return "\n".join(f"not judged: {count:,} x {reason}" for reason, count in tally.not_judged.most_common())
 
 
-def _check_line(tally: Tally) -> str:
-    asked = [f"{check} {tally.checks[check]:,}" for check in CHECKS[1:] if tally.checks[check]]
-    return f"cases asked for more than the answer: {', '.join(asked)}" if asked else ""
-
-
 def _ratio_table(tally: Tally) -> str:
     labels = sorted({label for label, output in tally.worst if output in ("out", "lse")})
     if not labels:
@@ -156,17 +158,19 @@ def _body(summary: Summary) -> dict[str, Any]:
         "cases_per_second": summary.rate,
         "steady_cases_per_second": summary.steady_rate,
         "outcomes": dict(tally.outcomes),
-        "checks": {check: tally.checks[check] for check in CHECKS[1:]},
         "median_tokens": median(tally.tokens),
         "median_keys": median(tally.visible),
         "share_of_1024_keys": tally.long_share,
-        "compile_keys": len(tally.keys),
-        "pairs": {"covered": summary.pairs_covered, "feasible": len(summary.feasible), "rows": summary.rows},
         "never_accepted": sorted([name, value] for name, value in map(_texts, summary.banned)),
         "declined": dict(tally.declined.most_common()),
         "not_judged": dict(tally.not_judged.most_common()),
         "abandoned_groups": summary.abandoned,
-        "features": _features(tally),
+        **coverage.body(summary),
+        "past": {
+            "failing": [str(path) for path in summary.past.failing],
+            "passing": [str(path) for path in summary.past.passing],
+            "left_out": [str(path) for path in summary.past.left_out],
+        },
         "worst": [
             {"formats": label, "output": output, "ratio": ratio, "case": _case(case)}
             for (label, output), (ratio, case) in sorted(tally.worst.items(), key=lambda item: item[0])
@@ -174,10 +178,9 @@ def _body(summary: Summary) -> dict[str, Any]:
         "spread": spread(tally),
         "findings": [
             {
-                "operation": finding.failure.case.spec.operation,
-                "outcome": finding.failure.outcome,
-                "outputs": finding.failure.outputs,
+                **finding.failure.symptom._asdict(),
                 "features": sorted(finding.failure.features),
+                "stage": finding.stage.value,
                 "cases": finding.count,
                 "file": str(finding.path) if finding.path else None,
                 "case": _case(finding.failure.case),
@@ -193,11 +196,3 @@ def _texts(trait: tuple[str, object]) -> tuple[str, str]:
 
 def _case(case: Case) -> Any:
     return json.loads(case.to_json())
-
-
-def _features(tally: Tally) -> dict[str, dict[str, int]]:
-    """Judged cases for every value of every parameter, those that none had included."""
-    return {
-        name: {str(value): tally.features[name, value] for value in parameter.values}
-        for name, parameter in BY_NAME.items()
-    }

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ..environment import choose_device, variables_for, versions, visible_gpus
 from .controller import Controller
 from .findings import Findings
+from .past import Past
 from .pool import make_setups
 from .summary import Options, Summary
 
@@ -33,9 +34,10 @@ def run(options: Options, watch: Callable[[Summary], None] = lambda summary: Non
         workers=workers(options, len(devices) if device == "cuda" else 0),
         versions=versions(),
         findings=Findings(options.findings),
+        past=Past() if options.given else Past.load(options.past or options.findings, device),
     )
     options.findings.mkdir(parents=True, exist_ok=True)
-    setups = make_setups(summary.workers, options.target, devices, options.judge, options.findings)
+    setups = make_setups(options, summary.workers, devices)
     watch(summary)
     with variables_for(device):
         Controller(options, summary, setups).run(watch)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from ..case import FLOAT8, Case
 from ..case_checks import applicable
 from .lengths import Sizes, total_work
-from .pairs import Model
+from .pairs import Model, Trait, Values
 from .parameters import BY_NAME, NONE, NOT_APPLICABLE, SAME, Row, Value
 from .realise import realise
 
@@ -32,8 +32,10 @@ _WEIGHTS: dict[str, dict[Value, float]] = {
     "q_dtype": {SAME: 0.8},
     "out_dtype": {SAME: 0.8},
     "group_size": {71: 0.3, 128: 0.3},
-    "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15},
+    "block_size": {544: 0.3},
+    "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15, "extremes": 0.15},
     "padding": {"both": 0.5},
+    "repeated_blocks": {False: 0.7},
 }
 
 
@@ -56,7 +58,8 @@ class Group:
         stream = f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}"
         checks = random.Random(f"{stream}:checks")
         for case in self._drawn(model, sizes, random.Random(stream)):
-            yield with_check(case, checks, sizes)
+            case = with_check(case, checks, sizes)
+            yield with_reads(case, checks, sizes) if self.row is None else case
 
     def _drawn(self, model: Model, sizes: Sizes, rng: random.Random) -> Iterator[Case]:
         if self.row is not None:
@@ -70,10 +73,16 @@ class Group:
 
 
 def with_check(case: Case, rng: random.Random, sizes: Sizes) -> Case:
-    """The case, or a share of the time the same case asked one of the checks that say something of it."""
+    """The case, or a share of the time the same case asked one of the relations that say something of it."""
     asked, drawn = rng.random() < sizes.check_share, rng.random()
     offered = applicable(case) if asked else ()
     return replace(case, check=offered[int(drawn * len(offered))]) if offered else case
+
+
+def with_reads(case: Case, rng: random.Random, sizes: Sizes) -> Case:
+    """The case, or a share of the time, if it asks for nothing else, the same case asked for its read set."""
+    asked = rng.random() < sizes.reads_share
+    return replace(case, check="reads") if asked and case.check == "answer" else case
 
 
 def _may_be_far(row: Row) -> bool:
@@ -83,6 +92,11 @@ def _may_be_far(row: Row) -> bool:
 
 def row_group(seed: int, index: int, row: Row, sizes: Sizes) -> Group:
     return Group(seed=seed, index=index, row=tuple(row.items()), count=sizes.cases_per_row)
+
+
+def made_up_group(seed: int, index: int, pair: Values, banned: frozenset[Trait], sizes: Sizes) -> Group:
+    """A random row with these values; `index` is that of no other row."""
+    return row_group(seed, index, random_row(Model(banned=banned), random.Random(f"{seed}:{index}"), dict(pair)), sizes)
 
 
 def random_group(seed: int, index: int, sizes: Sizes) -> Group:

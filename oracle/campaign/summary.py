@@ -7,8 +7,13 @@ from pathlib import Path
 
 from ..case import Case
 from ..verdict import Verdict
+from .event_pairs import Reachable, reachable
+from .events import NONE
 from .findings import Findings
-from .pairs import MODEL, Pair, Trait
+from .lengths import SPLITS, sizes_for
+from .pairs import MODEL, Trait, Values
+from .parameters import BY_NAME
+from .past import Past
 from .tally import Tally
 
 JUDGE = "pageproof.oracle.judging:judge"
@@ -25,6 +30,9 @@ class Options:
     workers: int | None = None
     cases: int | None = None  # stop after so many
     findings: Path = Path("findings")
+    nightly: bool = False  # cover all triples of features, not only all pairs
+    past: Path | None = None  # where the failing cases of earlier campaigns are, to begin with; None: in `findings`
+    shrink_seconds: float = 60.0  # for making findings small, after the last case was drawn; 0: not at all
     case_seconds: float = 180.0  # after which a case counts as timed out; compiling its kernels is included
     given: tuple[Case, ...] = ()
     judge: str = JUDGE  # module:function, called as judge(case, candidate, device) -> Verdict
@@ -43,9 +51,12 @@ class Summary:
     seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     findings: Findings = field(default_factory=Findings)
+    past: Past = field(default_factory=Past)
+    trials: int = 0  # cases judged to make findings small, which count nowhere else
     verdicts: list[Verdict] = field(default_factory=list)  # of the cases that were given
     rows: int = 0  # of the covering array
-    feasible: frozenset[Pair] = frozenset()
+    feasible: frozenset[Values] = frozenset()
+    feasible_triples: frozenset[Values] = frozenset()  # empty unless the campaign covers triples
     banned: frozenset[Trait] = frozenset()  # values of which the target accepted none
     rows_done: tuple[float, int] | None = None  # seconds and cases when the last row's group had been handed out
     abandoned: int = 0  # groups left because they cost too many workers
@@ -56,6 +67,25 @@ class Summary:
     def pairs_covered(self) -> int:
         """Feasible pairs that some judged case had."""
         return self.tally.pairs.covered(MODEL, self.feasible)
+
+    @property
+    def pairs_missing(self) -> list[Values]:
+        """Feasible pairs that no judged case had."""
+        return self.tally.pairs.missing(MODEL, self.feasible)
+
+    @property
+    def triples_covered(self) -> int:
+        """Feasible triples that some judged case had; 0 unless the campaign counts them."""
+        return self.tally.triples.covered(MODEL, self.feasible_triples)
+
+    @property
+    def reachable(self) -> Reachable:
+        """The boundary events that cases on this device can have; enumerated on first use, in a second or so."""
+        sizes, block_size = sizes_for(self.device), BY_NAME["block_size"]
+        pages = {int(value) for value in (*block_size.values, *block_size.extra)}
+        keys = max(sizes.keys, 2 * max(SPLITS) + 1)  # of a request that is long for the sake of its splits
+        splits = [size for plan in self.tally.plans for name, size in plan if name == "split_keys"]
+        return reachable(tuple(sorted(pages)), sizes.tokens, keys, min(splits, default=NONE))
 
     @property
     def rate(self) -> float:

@@ -14,7 +14,7 @@ from .parameters import BY_NAME, NONE, SAME, Value
 
 TILES = (16, 32, 64, 128)
 NEAR_TILES = frozenset(tile + delta for tile in TILES for delta in (-1, 0, 1))
-SPECULATIVE = 8  # at most so many new tokens count as a speculative step
+SPECULATIVE = 16  # at most so many new tokens count as a speculative step
 TIGHT_SOFTCAP = 5.0  # below, ordinary scores are bent
 LONG = 1024  # keys of a case that counts as long
 
@@ -26,6 +26,7 @@ def traits(case: Case) -> frozenset[tuple[str, Value]]:
     found.update((name, value) for name, value in _plain(spec))
     found.update(("batch", kind) for kind in batch_kinds(case.batch))
     found.add(("padding", _padding(case.batch)))
+    found.add(("spare_blocks", case.batch.spare_blocks))
     if spec.operation in ATTENTION_OPERATIONS:
         found.update(_rules(spec, case.batch))
     return frozenset(
@@ -56,6 +57,7 @@ def _rules(spec: Spec, batch: BatchShape) -> Iterator[tuple[str, Value]]:
         yield name, getattr(spec, name)
     yield "table_slack", batch.table_slack > 0
     yield "shared_blocks", shares_pages(spec, batch)
+    yield "repeated_blocks", repeats_pages(spec, batch)
     yield "softcap", NONE if spec.softcap is None else "tight" if spec.softcap < TIGHT_SOFTCAP else "usual"
     longest, widest = max(batch.seq_lens, default=0), max(batch.query_lens, default=0)
     yield from (("sliding_window", kind) for kind in window_kinds(spec.sliding_window, spec.block_size, longest))
@@ -108,6 +110,11 @@ def shares_pages(spec: Spec, batch: BatchShape) -> bool:
     return shared > 0 and sum(length >= shared * spec.block_size for length in batch.seq_lens) >= 2
 
 
+def repeats_pages(spec: Spec, batch: BatchShape) -> bool:
+    """Whether the campaign's own rule has put a page into one request's table twice."""
+    return batch.repeated_blocks and max(batch.seq_lens, default=0) > spec.block_size
+
+
 def _padding(batch: BatchShape) -> str:
     requests = any(not n and not length for n, length in zip(batch.query_lens, batch.seq_lens, strict=True))
     if batch.padding_tokens:
@@ -121,7 +128,7 @@ def visible_keys(case: Case) -> int:
     if spec.operation not in ATTENTION_OPERATIONS:
         return 0
     most = 0
-    for n, length in zip(batch.query_lens, batch.seq_lens, strict=True):
+    for n, length in set(zip(batch.query_lens, batch.seq_lens, strict=True)):
         # The number of visible keys rises, stays and falls with the position: its bends and ends hold the maximum.
         bends = (0, length - 1, (spec.sliding_window or 0) - 1, length - 1 - (spec.right_window or 0))
         for position in {min(max(bend, length - n), length - 1) for bend in bends} if n else ():

@@ -22,13 +22,13 @@ import torch
 
 from ..adapters import find
 from ..building import pinned
-from ..candidate import Candidate
+from ..candidate import Candidate, plan_of
 from ..case import Case
 from ..environment import Unusable, describe_device
-from ..verdict import Outcome, Verdict
+from ..verdict import ORACLE_FAILED, Outcome, Verdict
 from .findings import Failure, Findings
 from .lengths import sizes_for
-from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup
+from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup, Trial, Tried
 from .offers import make_plan
 from .pairs import MODEL, Model
 
@@ -36,7 +36,6 @@ Judge = Callable[[Case, Candidate, torch.device | str], Verdict]
 
 REPORT_SECONDS = 0.5
 DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
-ORACLE_FAILED = "the oracle itself failed"
 OUT_OF_MEMORY = "out of device memory, beside the other workers' cases"
 FULL_SHARE = 8  # a device with less than this part of its memory free is full
 KEPT_BYTES = 4 << 30  # device memory that a worker may keep for its next cases
@@ -57,6 +56,8 @@ def main(connection: Connection, setup: Setup, clock: Any) -> None:
         while (message := connection.recv()) is not None:
             if isinstance(message, PlanRequest):
                 connection.send(worker.plan(message))
+            elif isinstance(message, Trial):
+                worker.attempt(message)
             else:
                 worker.run(message)
     except (EOFError, BrokenPipeError):
@@ -104,7 +105,7 @@ class _Worker:
 
     def plan(self, request: PlanRequest) -> Planned | Refused:
         try:
-            return Planned(plan=make_plan(self.candidate, request.seed, self.sizes))
+            return Planned(plan=make_plan(self.candidate, request.seed, self.sizes, nightly=self.setup.nightly))
         except ValueError as error:
             return Refused(reason=str(error))
 
@@ -123,9 +124,7 @@ class _Worker:
             with self._room_for(case):
                 self._take_off(case, position)
                 verdict = self._verdict(case)
-                self._note(report, verdict)
-            if task.group.given:
-                report.verdicts.append(verdict)
+                self._note(report, verdict, given=bool(task.group.given))
             report.position = position + 1
             if report.lost:
                 self.connection.send(report)
@@ -133,18 +132,35 @@ class _Worker:
         report.done = True
         self.connection.send(report)
 
-    def _note(self, report: Report, verdict: Verdict) -> None:
-        report.tally.add(verdict, MODEL)
-        if verdict.failed:
+    def attempt(self, trial: Trial) -> None:
+        with self._room_for(trial.case):
+            self._take_off(trial.case, 0)
+            verdict = self._verdict(trial.case)
+            lost = self._land(verdict)
+        self.connection.send(Tried(verdict=verdict, lost=lost))
+        if lost:
+            os._exit(DEVICE_LOST)
+
+    def _note(self, report: Report, verdict: Verdict, *, given: bool) -> None:
+        plan = plan_of(self.candidate, verdict.case) if verdict.judged else None
+        report.tally.add(verdict, MODEL, plan, triples=self.setup.nightly)
+        if given:
+            report.verdicts.append(verdict)
+        elif verdict.failed:
             failure = Failure.of(verdict)
             if self.known.add(failure):
                 report.failures.append(failure)
             else:
                 report.repeats[failure.signature] += 1
-            report.lost = verdict.outcome is Outcome.CRASHED and self._device_is_lost()
+        report.lost = self._land(verdict)
+
+    def _land(self, verdict: Verdict) -> bool:
+        """No case is at work any more; whether the device was lost over it."""
+        lost = verdict.outcome is Outcome.CRASHED and self._device_is_lost()
         self.clock[0] = 0.0
-        if self.device.type == "cuda" and not report.lost and torch.cuda.memory_reserved() > KEPT_BYTES:
+        if self.device.type == "cuda" and not lost and torch.cuda.memory_reserved() > KEPT_BYTES:
             torch.cuda.empty_cache()  # what one large case took, sixteen workers would keep from each other
+        return lost
 
     @contextlib.contextmanager
     def _room_for(self, case: Case) -> Iterator[None]:

@@ -9,7 +9,7 @@ from ..verdict import Outcome
 
 @dataclass(frozen=True)
 class Finding:
-    """An outcome that is a failure, and a sentence that says what differs where."""
+    """An outcome that is a failure, and a sentence that says what differs where; or declined, and why."""
 
     outcome: Outcome
     reason: str

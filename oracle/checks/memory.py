@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..building.guards import extent
+from ..building.layouts import cache_layouts
+from ..building.memory import place
 from ..building.pages import HUGE_PAGE
 from ..building.poison import guard_bits, sentinel_bits
 from ..case import Case
@@ -75,8 +77,15 @@ def gathered_rows(tensors: Mapping[str, Tensor], index: Tensor, case: Case) -> d
 
 
 def gathered_slots(caches: Mapping[str, Tensor], slots: Tensor, case: Case) -> dict[str, Tensor]:
-    """Caches whose slot (block, offset) holds the old slot `slots` [new blocks, block_size] int64."""
-    made = resized(caches, slots.shape[0], case)
+    """Caches whose slot (block, offset) holds the old slot `slots` [new blocks, block_size] int64.
+
+    They are laid out anew: where pages are not outermost, other strides depend on how many there are.
+    """
+    like = next(iter(caches.values()))
+    made: dict[str, Tensor] = {}
+    for layouts in cache_layouts(case, slots.shape[0], [cache.shape[-1] for cache in caches.values()]):
+        _, views = place(case, layouts, like.dtype, like.device)
+        made.update(zip(list(caches)[len(made) :], views, strict=False))
     for name, cache in caches.items():
         block_size = cache.shape[1]
         bits_of(made[name]).copy_(bits_of(cache)[slots // block_size, slots % block_size])

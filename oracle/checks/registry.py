@@ -11,6 +11,7 @@ from .interference import interference
 from .must_read import must_read
 from .ones import ones
 from .orders import key_order, page_order, request_order
+from .reads import reads
 from .repeat import repeat
 from .rescale import rescale
 from .sequential import sequential
@@ -35,6 +36,7 @@ _CHECKS: dict[str, Check] = {
     "rescale": rescale,
     "groups": groups,
     "swap": swap,
+    "reads": reads,
 }
 assert set(CHECKS) == {"answer", *_CHECKS}
 

@@ -12,6 +12,7 @@ from ...reference.problem import Batch
 from ..building.hashing import host_hashes
 from ..building.pages import Ints
 from ..building.query_bias import plan_bias
+from ..case import TREES
 from .comparison import put_back, twice_bounded, within
 from .finding import Finding
 from .layout import packed
@@ -30,7 +31,7 @@ def sequential(session: Session) -> Finding | None:
     rows some are asked: the first and the last of every request before others.
     """
     rows = chosen_rows(session)
-    changes = _of_trees(session, rows) if session.case.spec.query_bias == "tree" else _of_chains(session, rows)
+    changes = _of_trees(session, rows) if session.case.spec.query_bias in TREES else _of_chains(session, rows)
     index = sent(rows, session.arguments["out"].device)
     problem = session.changed(**gathered_rows(session.queries, index, session.case), **changes)
     again = put_back(session, session.run(problem), index)

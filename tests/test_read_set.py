@@ -1,0 +1,180 @@
+"""Our kernels touch exactly what the contract lets each request touch, and a kernel that does not is found."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from pageproof.optimized.interpreter import INTERPRETED
+from pageproof.oracle import BatchShape, Case, Spec
+from pageproof.oracle.adapters.ours import Ours
+from pageproof.oracle.building.tensors import build
+from pageproof.oracle.checks.reads import wrong_accesses
+from pageproof.oracle.mutants.catalogue import Mutant
+from pageproof.oracle.mutants.loading import load
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, not interpreted")
+
+MIXED = BatchShape(query_lens=(1, 4, 0), seq_lens=(37, 9, 20), padding_tokens=2, table_slack=1)
+SMALL = Spec(dtype="float32", num_kv_heads=2, group_size=2, head_size=16, head_size_v=16)
+MLA = replace(SMALL, operation="mla_attention", num_kv_heads=1, group_size=3, head_size=32, rope_head_size=16)
+
+FIXED = {
+    "mixed": Case(spec=SMALL, batch=MIXED),
+    "window": Case(spec=replace(SMALL, sliding_window=5), batch=MIXED),
+    "right window": Case(spec=replace(SMALL, causal=False, sliding_window=6, right_window=1), batch=MIXED),
+    "one kv head, odd sizes": Case(
+        spec=replace(SMALL, num_kv_heads=1, group_size=7, head_size=24, head_size_v=40, odd_strides=True), batch=MIXED
+    ),
+    "pages of one": Case(spec=replace(SMALL, block_size=1, cache_layout="HND"), batch=MIXED),
+    "pages of 48": Case(spec=replace(SMALL, block_size=48, cache_layout="interleaved"), batch=MIXED),
+    "shared pages": Case(
+        spec=replace(SMALL, block_size=4, sliding_window=12),
+        batch=BatchShape(query_lens=(1, 2, 1), seq_lens=(21, 30, 5), shared_blocks=2),
+    ),
+    "tree": Case(
+        spec=replace(SMALL, block_size=4, query_bias="tree", bias_width=5),
+        batch=BatchShape(query_lens=(5, 1, 20), seq_lens=(12, 18, 20)),
+        seed=26,
+    ),
+    "dense bias, more tokens than keys": Case(
+        spec=replace(SMALL, causal=False, query_bias="dense", bias_width=6),
+        batch=BatchShape(query_lens=(7, 3), seq_lens=(4, 0), padding_tokens=1),
+        seed=29,
+    ),
+    "equal lengths": Case(spec=SMALL, batch=BatchShape(query_lens=(1, 1), seq_lens=(20, 20))),
+    "splits": Case(spec=SMALL, batch=BatchShape(query_lens=(1, 2, 0), seq_lens=(130, 70, 0), padding_tokens=1)),
+    "float8, ALiBi, sinks": Case(
+        spec=replace(
+            SMALL, dtype="bfloat16", q_dtype="float8_e4m3fn", kv_dtype="float8_e4m3fn", out_dtype="float8_e4m3fn",
+            scales="head", alibi=True, sinks=True, softcap=20.0,
+        ),
+        batch=MIXED,
+        recipe="extreme",
+    ),
+    "prefill": Case(
+        spec=replace(SMALL, dtype="float16", group_size=3), batch=BatchShape(query_lens=(33,), seq_lens=(40,))
+    ),
+    "absorbed": Case(spec=MLA, batch=MIXED),
+    "decompressed": Case(
+        spec=replace(MLA, operation="mla_attention_decompressed", nope_head_size=16, sliding_window=8), batch=MIXED
+    ),
+    "no tokens": Case(spec=SMALL, batch=BatchShape(query_lens=(0, 0), seq_lens=(9, 0))),
+    "no requests": Case(spec=SMALL, batch=BatchShape(padding_tokens=3)),
+    "update": Case(spec=replace(SMALL, operation="update_kv_cache", cache_layout="HND", odd_strides=True), batch=MIXED),
+    "float8 update": Case(
+        spec=replace(SMALL, operation="update_kv_cache", kv_dtype="float8_e4m3fn", scales="head"), batch=MIXED
+    ),
+    "latent update": Case(spec=replace(MLA, operation="update_mla_cache"), batch=MIXED),
+    "merge": Case(spec=replace(SMALL, operation="merge_states"), batch=MIXED, recipe="extreme"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FIXED.values(), ids=FIXED)
+def test_ours_touches_what_it_may_and_all_of_it(case: Case) -> None:
+    assert wrong_accesses(Ours(), build(case)) == []
+
+
+TILES, ATTEND = "kernels/tiles.py", "kernels/attend.py"
+WINDOW_START = "start = tl.maximum(first_position - sliding_window + 1, 0)"
+TABLE_LOAD = "tl.load(row + keys // BLOCK_SIZE, mask"
+BLOCK = "block = next_blocks.to(tl.int64)"
+
+ROW_LOAD = "mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)"
+
+# Name -> (the case it shows in, file, what stands there, what is planted, how what is said begins).
+PLANTED = {
+    "one key left of the window": (
+        "window", TILES, WINDOW_START, WINDOW_START.replace(" + 1", ""),
+        r"k_cache: reads slot 15 of page \d+ \(key 31 of request 0\), which no row may see \(2 such slots\); v",
+    ),
+    "one key short of the window": (
+        "window", TILES, WINDOW_START, WINDOW_START.replace(" + 1", " + 2"),
+        r"k_cache: never reads slot 1 of page \d+ \(key 1 of request 1\), which a row sees \(2 such slots\)",
+    ),
+    "one key past the length": (
+        "right window", TILES, "    end = seq_len\n", "    end = seq_len + 1\n",
+        r"k_cache: reads slot 9 of page \d+ \(past the 9 keys of request 1\), which no row may see",
+    ),
+    "the last key left out of one tile": (
+        "prefill", TILES, "end = tl.minimum(end, last_position + 1)",
+        "end = tl.where(last_position + 1 < seq_len, tl.minimum(end, last_position), seq_len)",
+        r"k_cache: never reads slot \d+ of page \d+ \(key 17 of request 0\) for request 0, token 10 of 33 at "
+        r"position 17 .*, query head 0 \(kv head 0\), which sees it \(\d+ such pairs of row and key\)",
+    ),
+    "a stale page": (
+        "mixed", ATTEND, TABLE_LOAD, TABLE_LOAD.replace("keys // BLOCK_SIZE", "tl.maximum(keys // BLOCK_SIZE - 1, 0)"),
+        r"k_cache: never reads slot 5 of page \d+ \(key 21 of request 0\), which a row sees \(16 such slots\); .*"
+        r"batch.block_table: never reads element \[0, 2\], whose page holds a visible key",
+    ),
+    "the page after": (
+        "mixed", ATTEND, BLOCK, f"{BLOCK} + 1",
+        r"loads from 0 bytes after the end of k_cache \(\d+ such places\); "
+        r"k_cache: reads slot 0 of page \d+ \(a page that no request has\), which no row may see",
+    ),
+    "a page that is not there": (
+        "mixed", ATTEND, BLOCK, f"{BLOCK} + (1 << 34)",
+        r"would load from memory that the call was not given, \d+ bytes after the end of ",
+    ),
+    "pages of the first request": (
+        "equal lengths", ATTEND, "request.to(tl.int64) * table_stride", "request.to(tl.int64) * 0",
+        r"k_cache: reads slot 0 of page \d+ \(key 0 of request 0\) for request 1, which may not \(20 such slots\)",
+    ),
+    "the table past its columns": (
+        "mixed", ATTEND, TABLE_LOAD, TABLE_LOAD.replace("// BLOCK_SIZE", "// 2"),
+        r"loads from 0 bytes after the end of batch.block_table \(\d+ such places\)",
+    ),
+    "a hidden key": (
+        "tree", ATTEND, "            readable = readable & (tl.max(visible.to(tl.int32), 0) > 0)\n", "",
+        r"k_cache: reads slot 3 of page \d+ \(key 11 of request 0\), which no row may see; v_cache: ",
+    ),
+    "bias past its width": (
+        "tree", TILES, "(new_keys < bias_width)", "(new_keys < bias_width + 1)",
+        r"loads from 0 bytes after the end of rules.query_bias \(\d+ such places\)",
+    ),
+    "padding rows of q": (
+        "mixed", TILES, ROW_LOAD, ROW_LOAD.replace("mask[:, None] & ", ""),
+        r"loads from .*; q: reads element \[5, 0, 0\], padding row 0 after the batch's 5 tokens, .* no request has",
+    ),
+    "a row written twice": (
+        "mixed", "kernels/padding.py", "first_row = tl.load(", "first_row = -1 + tl.load(",
+        r"out: stores more than once to element \[4, 0, 0\], request 1, token 3 of 4 .*; lse: stores more than once ",
+    ),
+    "a row not written": (
+        "mixed", "kernels/padding.py", "num_tokens - first_row, 0", "num_tokens - first_row - 1, 0",
+        r"out: never stores to element \[6, 0, 0\], padding row 1 after the batch's 5 tokens",
+    ),
+    "a row past the slots": (
+        "update", "kv_cache.py", "num_tokens = slot_mapping.shape[0]", "num_tokens = key.shape[0]",
+        r"loads from 8 bytes after the end of slot_mapping",
+    ),
+    "a negative slot": (
+        "update", "kernels/kv_update.py", "if place >= 0:", "if place != -1:",
+        r"stores to \d+ bytes before k_cache \(\d+ such places\)",
+    ),
+    "the slot after": (
+        "latent update", "kernels/kv_update.py", "slot = place % BLOCK_SIZE", "slot = (place + 1) % BLOCK_SIZE",
+        r"latent_cache: stores to element \[6, 9, 0\], block 6, offset 9 .*, which is not to be written; "
+        r"latent_cache: never stores to element .*, which is to be written once",
+    ),
+    "a part left out": (
+        "merge", "kernels/merge.py", "(weight_b > 0.0)", "(weight_b > 1.0)",
+        r"out_b: never reads element \[0, 0, 0\], whose part weighs the most",
+    ),
+}  # fmt: skip
+
+
+def with_fault(name: str) -> Ours:
+    _, file, old, new, _ = PLANTED[name]
+    return Ours(load(Mutant(f"reads_{name.replace(' ', '_')}", file, old, new, "")))
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_named(name: str) -> None:
+    """Also where nothing is poisoned, so that the answer would hardly show it."""
+    case, *_, said = PLANTED[name]
+    found = wrong_accesses(with_fault(name), build(replace(FIXED[case], poison="")))
+    assert found is not None
+    assert re.match(said, "; ".join(found)), found
