@@ -28,6 +28,7 @@ ALLOWED = {
     "optimized/interpreter.py": {"torch", "triton", "numpy"},  # Triton's interpreter is written in numpy
     "oracle/": {"torch", "numpy", "reference"},
     "oracle/campaign/progress.py": {"rich"},
+    "oracle/execution/graphs/launches.py": {"torch", "triton"},
     "oracle/execution/tracing.py": {"torch", "numpy", "triton"},
     "oracle/adapters/": {"torch", "numpy", "reference"},
     "oracle/adapters/ours.py": {"torch", "numpy", "reference", "optimized"},

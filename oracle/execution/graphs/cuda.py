@@ -1,0 +1,227 @@
+"""Captures as CUDA graphs."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CaptureError, ReplayError
+from .interface import Result
+
+
+class CudaGraph:
+    """A capture on a stream of the backend's own, and the CUDA graph that comes out of it."""
+
+    def __init__(self, backend: CudaBackend, pool: Any) -> None:
+        self.replays = 0
+        self.branches: list[CudaBranch] = []
+        self._backend = backend
+        self._pool = pool
+        self._num_nodes: int | None = None
+        self._generator = torch.cuda.default_generators[backend.device.index]
+        self._random_state = self._generator.clone_state()
+        self._scope = contextlib.ExitStack()
+        # The graph itself is kept beside its executable form: its nodes are counted.
+        self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph(keep_graph=True)
+        torch.cuda.synchronize(backend.device)
+        self._scope.enter_context(torch.cuda.device(backend.device))
+        self._scope.enter_context(torch.cuda.stream(backend.stream))
+        try:
+            # Only this thread's calls can break its capture: other threads go on allocating and copying.
+            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        except BaseException:
+            self._scope.close()
+            raise
+        backend.active = self
+
+    @property
+    def num_nodes(self) -> int:
+        if self._num_nodes is None:
+            raise CaptureError("num_nodes: the capture has not ended")
+        return self._num_nodes
+
+    def end(self) -> None:
+        if self.branches:
+            found = len(self.branches)
+            self.abandon()
+            raise CaptureError(f"the capture ends with {found} of its branches not joined")
+        graph = self._require_open()
+        try:
+            self._capture_end(graph)
+        except BaseException:
+            self._recover(graph)
+            raise
+        finally:
+            self._leave()
+        self._num_nodes = _count_nodes(graph.raw_cuda_graph())
+        graph.instantiate()
+
+    def abandon(self) -> None:
+        graph = self._require_open()
+        try:
+            with contextlib.suppress(RuntimeError):
+                self._backend.join_branches()  # a branch left open would invalidate a capture that is still good
+            try:
+                self._capture_end(graph)
+            except RuntimeError:
+                self._recover(graph)
+            else:
+                graph.reset()
+        finally:
+            self._graph = None
+            self._leave()
+
+    def replay(self) -> None:
+        if self._graph is None or self._num_nodes is None:
+            raise ReplayError("replay: the graph was released, or its capture never ended")
+        if self._backend.is_capturing():
+            raise ReplayError("replay: a graph is replayed inside of a capture")
+        self._graph.replay()
+        self.replays += 1
+
+    def release(self) -> None:
+        if self._graph is not None and self._num_nodes is not None:
+            self._graph.reset()
+            self._graph = None
+
+    def _require_open(self) -> torch.cuda.CUDAGraph:
+        if self._graph is None or self._backend.active is not self:
+            raise CaptureError("this capture is not under way in this thread")
+        return self._graph
+
+    @staticmethod
+    def _capture_end(graph: torch.cuda.CUDAGraph) -> None:
+        with warnings.catch_warnings():
+            # Nothing between two breaks is as good a segment as any; num_nodes says so.
+            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+            graph.capture_end()
+
+    def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Put back what torch leaves behind when CUDA refuses a capture at its end.
+
+        Its allocator goes on counting the pool as captured into (newer versions stop by themselves, and refuse to be
+        told), and its random generator takes itself to be in a capture for ever. What stays is the graph's claim to
+        the pool: memory allocated by the refused capture is not given back to the device.
+        """
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._backend.device.index, self._pool)
+        self._generator.graphsafe_set_state(self._random_state)
+        self._graph = None
+        with contextlib.suppress(RuntimeError):
+            graph.reset()
+
+    def _leave(self) -> None:
+        self._backend.active = None
+        self.branches.clear()
+        self._scope.close()
+
+
+class CudaBranch:
+    """A side stream that starts after, and is joined to, the stream that was current."""
+
+    def __init__(self, backend: CudaBackend) -> None:
+        self._backend = backend
+        self._stream = torch.cuda.Stream(backend.device)
+        self._scope = contextlib.ExitStack()
+        self._stream.wait_stream(torch.cuda.current_stream(backend.device))
+
+    def __enter__(self) -> CudaBranch:
+        self._scope.enter_context(torch.cuda.stream(self._stream))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._scope.close()
+
+    def join(self) -> None:
+        torch.cuda.current_stream(self._backend.device).wait_stream(self._stream)
+        graph = self._backend.active
+        if graph is not None and self in graph.branches:
+            graph.branches.remove(self)
+
+
+class CudaBackend:
+    """CUDA graphs on one device; one capture at a time in each thread."""
+
+    name = "cuda"
+
+    def __init__(self, device: torch.device | str = "cuda") -> None:
+        torch.cuda.init()
+        index = torch.device(device).index
+        self.device = torch.device("cuda", torch.cuda.current_device() if index is None else index)
+        self._local = threading.local()
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """The stream of this thread's captures and warm-ups: never the default one, which cannot be captured."""
+        if not hasattr(self._local, "stream"):
+            self._local.stream = torch.cuda.Stream(self.device)
+        stream: torch.cuda.Stream = self._local.stream
+        return stream
+
+    @property
+    def active(self) -> CudaGraph | None:
+        """This thread's capture under way."""
+        return getattr(self._local, "active", None)
+
+    @active.setter
+    def active(self, graph: CudaGraph | None) -> None:
+        self._local.active = graph
+
+    def new_pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def begin(self, pool: Any) -> CudaGraph:
+        if self.is_capturing():
+            raise CaptureError("a capture begins inside of another one")
+        return CudaGraph(self, pool)
+
+    def is_capturing(self) -> bool:
+        # An operation that CUDA refuses ends what torch calls capturing; ours lasts until it is ended or abandoned.
+        return self.active is not None or torch.cuda.is_current_stream_capturing()
+
+    def warm_up(self, step: Callable[[], Result]) -> Result:
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            result = step()
+        current.wait_stream(self.stream)
+        return result
+
+    def fork(self) -> CudaBranch:
+        branch = CudaBranch(self)
+        if self.active is not None:
+            self.active.branches.append(branch)
+        return branch
+
+    def join_branches(self) -> None:
+        for branch in list(self.active.branches if self.active is not None else ()):
+            branch.join()
+
+    def pinned(self, values: Tensor) -> Tensor:
+        return values.cpu().pin_memory()
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    """The CUDA driver's library, which every process with a CUDA device has loaded."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _count_nodes(raw_graph: int) -> int:
+    """Nodes of a cudaGraph_t, which is the driver's CUgraph."""
+    count = ctypes.c_size_t()
+    status = _driver().cuGraphGetNodes(ctypes.c_void_p(raw_graph), None, ctypes.byref(count))
+    if status:
+        raise RuntimeError(f"cuGraphGetNodes: found error {status}, expected 0")
+    return int(count.value)
