@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     replay.add_argument("case", metavar="CASE.json", help="what fuzz wrote; - for standard input")
     replay.add_argument("--in-process", action="store_true", help="without a process of its own: for debuggers")
     replay.add_argument("--shrink", action="store_true", help="if it fails, print the smallest case that fails alike")
-    replay.add_argument("--shrink-seconds", type=positive(int), default=300, metavar="N", help="for that (300)")
+    replay.add_argument("--shrink-seconds", type=positive(int), default=300, metavar="N", help="for --shrink (300)")
     for command in (fuzz, replay):
         command.add_argument("--target", default="ours", metavar="NAME", help=f"{TARGETS} (ours)")
         command.add_argument("--device", choices=DEVICES, help="where to run (a GPU where there is one)")

@@ -79,7 +79,7 @@ def _spoken(counts: Counter[str]) -> str:
 
 
 def _missing_line(summary: Summary) -> str:
-    missing = summary.pairs_missing
+    missing = [pair for pair in summary.pairs_missing if not pair & summary.banned]  # those cannot be covered
     if not missing:
         return ""
     examples = ", ".join(f"({pair})" for pair in sorted(map(describe, missing))[:SHOWN_MISSING])
