@@ -25,6 +25,9 @@ from .verdict import ORACLE_FAILED, Outcome, Verdict
 
 AGREES, DIFFERS, UNUSABLE, CANNOT_RUN, INTERNAL, INTERRUPTED = 0, 1, 2, 125, 128, 130
 
+_FUZZ = """Judge the cases that failed before, then cases with all pairs of features, then random ones. What fails is
+written down at once and then made as small as it goes."""
+_REPLAY = "Judge one case again and say what is wrong, where, and by how much."
 _FUZZ_STATUS = """exit status: 0 all cases agree, 1 findings, 2 wrong usage or nothing to run on, 130 interrupted
 before anything was found"""
 _REPLAY_STATUS = """exit status: 0 agrees, 1 differs, 125 cannot run here (declined, no such device or target, no device
@@ -55,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     fuzz = commands.add_parser(
         "fuzz",
-        help="judge random cases until the time is up",
+        help="judge cases until the time is up",
+        description=_FUZZ,
         epilog=_FUZZ_STATUS,
     )
     fuzz.set_defaults(run=_fuzz, parser=fuzz)
@@ -64,29 +68,29 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--cases", type=positive(int), help="stop after so many cases")
     fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU at most 16 for each)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
-    fuzz.add_argument("--nightly", action="store_true", help="all triples of features, not only all pairs")
+    fuzz.add_argument("--nightly", action="store_true", help="cover all triples of features, not only all pairs")
     fuzz.add_argument(
-        "--findings", type=Path, default=Path("findings"), metavar="DIR", help="for failing cases (findings)"
+        "--findings", type=Path, default=Path("findings"), metavar="DIR", help="where failing cases go (findings)"
     )
     fuzz.add_argument(
-        "--past", type=Path, metavar="DIR", help="cases that failed before, judged first (those in --findings)"
+        "--past", type=Path, metavar="DIR", help="where those lie that failed before, judged first (as --findings)"
     )
     fuzz.add_argument(
         "--shrink-seconds",
         type=natural,
         default=60,
         metavar="N",
-        help="after the time is up, for making findings small (60); 0: leave them as they are",
+        help="how much longer, at most, to make findings small (60); 0: leave them as they are",
     )
-    replay = commands.add_parser("replay", help="judge one case again", epilog=_REPLAY_STATUS)
+    replay = commands.add_parser("replay", help="judge one case again", description=_REPLAY, epilog=_REPLAY_STATUS)
     replay.usage_status = CANNOT_RUN
     replay.set_defaults(run=_replay, parser=replay)
     replay.add_argument("case", metavar="CASE.json", help="what fuzz wrote; - for standard input")
     replay.add_argument("--in-process", action="store_true", help="without a process of its own: for debuggers")
     replay.add_argument("--shrink", action="store_true", help="if it fails, print the smallest case that fails alike")
-    replay.add_argument("--shrink-seconds", type=positive(int), default=300, metavar="N", help="at most (300)")
+    replay.add_argument("--shrink-seconds", type=positive(int), default=300, metavar="N", help="for --shrink (300)")
     for command in (fuzz, replay):
-        command.add_argument("--target", default="ours", help=f"{TARGETS} (ours)")
+        command.add_argument("--target", default="ours", metavar="NAME", help=f"{TARGETS} (ours)")
         command.add_argument("--device", choices=DEVICES, help="where to run (a GPU where there is one)")
     return parser
 
@@ -127,7 +131,7 @@ def _fuzz(arguments: argparse.Namespace) -> int:
             summary = campaign.run(options, watch)
     except Unusable as error:
         return _stop("fuzz", error, UNUSABLE)
-    print(report.closing(summary), flush=True)
+    print(f"\n{report.closing(summary)}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(report.to_json(summary))
     if summary.broken:

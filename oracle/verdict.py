@@ -145,7 +145,7 @@ def _mismatch_lines(mismatch: Mismatch) -> list[str]:
         f"Where: {mismatch.where}",
     ]
     if mismatch.hint:
-        lines.append(f"It looks like a {mismatch.direction}: {mismatch.hint}")
+        lines.append(f"What would explain it ({mismatch.direction}): {mismatch.hint}")
     if math.isfinite(mismatch.actual) and mismatch.bound > 0:
         difference = abs(mismatch.actual - mismatch.expected)
         lines.append(

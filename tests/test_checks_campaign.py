@@ -43,5 +43,5 @@ def test_the_summary_counts_them() -> None:
         tallies[number % 2].add(verdict, MODEL)
     tallies[0].merge(tallies[1])
     summary = Summary(options=Options(), device="cpu", workers=1, versions={}, tally=tallies[0])
-    assert "check: split 2, answer 1, ones 1" in closing(summary).splitlines()
+    assert "check: split (2), answer (1), ones (1)" in closing(summary).splitlines()
     assert json.loads(to_json(summary))["values"]["check"] == {"split": 2, "answer": 1, "ones": 1}

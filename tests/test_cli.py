@@ -235,6 +235,19 @@ def test_the_closing_line_counts() -> None:
     assert (body["cases"], body["not_judged"]) == (4, {"no memory": 2})
 
 
+def test_what_a_target_never_accepts_is_named_once_and_no_missing_pair() -> None:
+    summary = counted()
+    summary.tally.declined["attention only"] = 3
+    summary.banned = frozenset({("operation", "merge_states"), ("nope_head_size", 32), ("sinks", False)})
+    summary.banned |= frozenset({("nope_head_size", value) for value in (128, 64, 80)})
+    shown = report.closing(summary)
+    left_out = "nope_head_size (all), operation=merge_states, sinks=False"
+    assert f"\nnever accepted, and so left out: {left_out}\n" in shown
+    assert "NOT ALL PAIRS" not in shown
+    summary.banned = frozenset()
+    assert "NOT ALL PAIRS of features were covered: 1 are missing" in report.closing(summary)
+
+
 def test_no_more_findings_are_printed_than_one_can_read() -> None:
     summary = counted()
     features = {"alibi": True, "sinks": True, "softcap": 2.0, "sliding_window": 4, "odd_strides": True}

@@ -128,15 +128,15 @@ def test_every_kind_of_coverage_stands_in_the_words_and_in_the_json() -> None:
     summary = counted(cases)
     words = coverage.lines(summary)
     for line in (
-        "operation: attention 2, update_kv_cache 1",
-        "float8: kv 1",
-        "block_size: 16 2, 48 1",
-        "head_size: 64 2, 96 1",
-        "compile keys: attention 2, update_kv_cache 1",
-        "launch plans: 2 distinct; cases with decode_splits 2, empty_splits 1, merged_rows 1, most_decode_tokens 2, ",
+        "operation: attention (2), update_kv_cache (1)",
+        "float8: kv (1)",
+        "block_size: 16 (2), 48 (1)",
+        "head_size: 64 (2), 96 (1)",
+        "compile keys: attention (2), update_kv_cache (1)",
+        "launch plans: 2 distinct, with decode_splits (2), empty_splits (1), merged_rows (1), most_decode_tokens (2), ",
     ):
         assert f"\n{line}" in f"\n{words}", line
-    assert f"NOT ALL PAIRS of features were covered: {len(summary.pairs_missing):,} are missing, such as " in words
+    assert f"NOT ALL PAIRS of features were covered: {len(summary.pairs_missing):,} are missing, such as (" in words
     assert "triples" not in words
     body = json.loads(report.to_json(summary))
     assert body["pairs"]["covered"] + len(body["pairs"]["missing"]) == body["pairs"]["feasible"]

@@ -207,7 +207,7 @@ def test_what_no_single_key_explains(fault: str, spec: dict[str, Any], direction
 
 def test_explanation_prints_the_hint() -> None:
     verdict = judge(case_of("one_hot_full", seed=5), Planted(factors=times(1023, 0.0)))
-    assert f"\nIt looks like a missing key: {worst(verdict).hint}\n" in verdict.explain()
+    assert f"\nWhat would explain it (missing key): {worst(verdict).hint}\n" in verdict.explain()
 
 
 @dataclass

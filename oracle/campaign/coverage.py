@@ -23,7 +23,7 @@ def lines(summary: Summary) -> str:
     by_name = _values(tally)
     shown = [f"{name}: {_spoken(by_name[name])}" for name in _SHOWN if name in by_name]
     counts = [_missing_line(summary), _triples_line(summary), _events_line(summary), _keys_line(tally)]
-    return "\n".join([*shown, *filter(None, [*counts, _plans_line(tally)])])
+    return "\n".join(["cases (in brackets) with each value:", *shown, *filter(None, [*counts, _plans_line(tally)])])
 
 
 def body(summary: Summary) -> dict[str, Any]:
@@ -75,14 +75,14 @@ def _spoken(counts: Counter[str]) -> str:
     rest = [f"{len(counts) - len(shown)} more"] if len(counts) > len(shown) else []
     if len(counts) == len(shown) and all(value.isdigit() for value in counts):
         shown.sort(key=lambda item: int(item[0]))
-    return ", ".join([*(f"{value} {cases:,}" for value, cases in shown), *rest])
+    return ", ".join([*(f"{value} ({cases:,})" for value, cases in shown), *rest])
 
 
 def _missing_line(summary: Summary) -> str:
-    missing = summary.pairs_missing
+    missing = [pair for pair in summary.pairs_missing if not pair & summary.banned]  # those cannot be covered
     if not missing:
         return ""
-    examples = "; ".join(sorted(describe(pair) for pair in missing)[:SHOWN_MISSING])
+    examples = ", ".join(f"({pair})" for pair in sorted(map(describe, missing))[:SHOWN_MISSING])
     return f"NOT ALL PAIRS of features were covered: {len(missing):,} are missing, such as {examples}"
 
 
@@ -94,10 +94,12 @@ def _triples_line(summary: Summary) -> str:
 def _events_line(summary: Summary) -> str:
     tally, reachable = summary.tally, summary.reachable
     missing = reachable.missing_events(tally.events)
-    without = f", none with: {'; '.join(missing[:SHOWN_MISSING])}" if missing else ""
+    more = f" and {len(missing) - SHOWN_MISSING} more" if len(missing) > SHOWN_MISSING else ""
+    without = f"; no case with {', '.join(missing[:SHOWN_MISSING])}{more}" if missing else ""
     pairs = reachable.num_pairs - len(reachable.missing_pairs(tally.events))
     events = len(reachable.events)
-    return f"boundary events {events - len(missing)}/{events}, in pairs {pairs:,}/{reachable.num_pairs:,}{without}"
+    of_two = f"pairs of them in one request {pairs:,}/{reachable.num_pairs:,}"
+    return f"boundary events {events - len(missing)}/{events}, {of_two}{without}"
 
 
 def _keys_line(tally: Tally) -> str:
@@ -113,8 +115,8 @@ def _plans_line(tally: Tally) -> str:
     if not tally.plans:
         return ""
     some = {name: sum(cases for digits, cases in bins.items() if digits) for name, bins in _plan_bins(tally).items()}
-    named = ", ".join(f"{name} {cases:,}" for name, cases in some.items() if name != "split_keys")
-    return f"launch plans: {len(tally.plans):,} distinct; cases with {named}"
+    named = ", ".join(f"{name} ({cases:,})" for name, cases in some.items() if name != "split_keys")
+    return f"launch plans: {len(tally.plans):,} distinct, with {named}"
 
 
 def _plan_bins(tally: Tally) -> dict[str, Counter[int]]:

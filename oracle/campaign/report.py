@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 from ..case import Case
 from . import coverage
+from .pairs import Trait
+from .parameters import BY_NAME, Value
 from .spread import quantile
 from .summary import Summary
 from .tally import Tally, median
@@ -99,9 +102,21 @@ def _declined_lines(summary: Summary) -> str:
         f"declined, and so not verified: {count:,} x {reason}" for reason, count in declined.most_common(SHOWN_REASONS)
     ]
     if summary.banned:
-        names = ", ".join(sorted(f"{name}={value}" for name, value in summary.banned))
-        lines.append(f"never accepted, and so left out: {names}")
+        lines.append(f"never accepted, and so left out: {_banned(summary.banned)}")
     return "\n".join(lines)
+
+
+def _banned(traits: Collection[Trait]) -> str:
+    """By parameter; of one that never applies, because no operation with it was accepted, only the name."""
+    by_name: dict[str, list[Value]] = {}
+    for name, value in sorted(traits, key=str):
+        by_name.setdefault(name, []).append(value)
+    spoken = []
+    for name, values in by_name.items():
+        parameter = BY_NAME[name]
+        every = set(values) == {*parameter.values, *parameter.extra}
+        spoken.append(f"{name} (all)" if every else f"{name}={'|'.join(map(str, values))}")
+    return ", ".join(spoken)
 
 
 def _not_judged_lines(tally: Tally) -> str:
