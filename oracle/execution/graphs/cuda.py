@@ -131,9 +131,11 @@ class CudaBranch:
         self._backend = backend
         self._stream = torch.cuda.Stream(backend.device)
         self._scope = contextlib.ExitStack()
-        self._stream.wait_stream(torch.cuda.current_stream(backend.device))
+        self._fork()
 
     def __enter__(self) -> CudaBranch:
+        if not self._forked:  # joined by somebody else since, as where a segment ended
+            self._fork()
         self._scope.enter_context(torch.cuda.stream(self._stream))
         return self
 
@@ -141,10 +143,19 @@ class CudaBranch:
         self._scope.close()
 
     def join(self) -> None:
+        if not self._forked:  # a wait for work of an earlier segment would invalidate the capture of this one
+            return
+        self._forked = False
         torch.cuda.current_stream(self._backend.device).wait_stream(self._stream)
         graph = self._backend.active
         if graph is not None and self in graph.branches:
             graph.branches.remove(self)
+
+    def _fork(self) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self._backend.device))
+        self._forked = True
+        if self._backend.active is not None:
+            self._backend.active.branches.append(self)
 
 
 class CudaBackend:
@@ -196,13 +207,14 @@ class CudaBackend:
         return result
 
     def fork(self) -> CudaBranch:
-        branch = CudaBranch(self)
-        if self.active is not None:
-            self.active.branches.append(branch)
-        return branch
+        return CudaBranch(self)
 
     def join_branches(self) -> None:
-        for branch in list(self.active.branches if self.active is not None else ()):
+        if self.active is None:
+            return
+        if torch.cuda.current_stream(self.device) != self.stream:
+            raise CaptureError("found the end of a segment inside of a branch, expected it on the capture's own stream")
+        for branch in list(self.active.branches):
             branch.join()
 
     def pinned(self, values: Tensor) -> Tensor:
