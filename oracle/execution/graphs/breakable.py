@@ -15,12 +15,11 @@ each segment is replayed as soon as it has ended, and the call after it works on
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import threading
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar
 
+from .breaks import eager_break, thread
 from .calls import EagerCall
 from .errors import CaptureError, ReplayError
 from .interface import Backend, Graph
@@ -30,11 +29,8 @@ Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
 
-class _Thread(threading.local):
-    graph: BreakableGraph | None = None  # what this thread captures; None while a call between segments runs
+__all__ = ["BreakableGraph", "eager_break"]
 
-
-_thread = _Thread()
 _pools_in_use: set[Any] = set()
 _pools_lock = threading.Lock()
 
@@ -100,11 +96,11 @@ class BreakableGraph:
         with self._alone_in_pool(CaptureError):
             try:
                 self._begin()
-                _thread.graph = self
+                thread.graph = self
                 try:
                     yield self
                 finally:
-                    _thread.graph = None
+                    thread.graph = None
                 self._finish()
             except BaseException as error:
                 error.add_note(
@@ -143,7 +139,7 @@ class BreakableGraph:
         """End the segment, call `function` for real, and open the next segment."""
         self._end().run()
         call = EagerCall(f"break {self.breaks + 1}, {name},", function, args, kwargs)
-        _thread.graph = None
+        thread.graph = None
         try:
             result = call.first()
             self._steps.append(call)
@@ -153,7 +149,7 @@ class BreakableGraph:
         finally:
             # Whoever called the function may catch what it raised and go on: that is captured too.
             self._begin()
-            _thread.graph = self
+            thread.graph = self
         return result
 
     def _begin(self) -> None:
@@ -198,33 +194,3 @@ class BreakableGraph:
             yield
         finally:
             _pools_in_use.discard(self._pool)
-
-
-@overload
-def eager_break(function: Callable[Parameters, Returned], /) -> Callable[Parameters, Returned]: ...
-
-
-@overload
-def eager_break(*, name: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]: ...
-
-
-def eager_break(function: Any = None, /, *, name: str | None = None) -> Any:
-    """Make a function or method break the breakable capture that its thread is in; elsewhere it is just called.
-
-    `name` is what errors call it. Inside of another broken function, of a plain capture and of a warm-up it is just
-    called too. Raises TypeError for a coroutine or generator function, whose call does nothing yet.
-    """
-    if function is None:
-        return functools.partial(eager_break, name=name)
-    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise TypeError(f"eager_break: found {function!r}, expected a function whose call does its work")
-    label = name or getattr(function, "__qualname__", repr(function))
-
-    @functools.wraps(function)
-    def broken(*args: Any, **kwargs: Any) -> Any:
-        graph = _thread.graph
-        if graph is None:
-            return function(*args, **kwargs)
-        return graph.run_between(label, function, args, kwargs)
-
-    return broken

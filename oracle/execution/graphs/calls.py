@@ -27,7 +27,7 @@ class EagerCall:
     def __init__(self, name: str, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
         self.name = name
         self._function, self._args, self._kwargs = function, args, kwargs
-        self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        self._modes = _modes()
         self._arguments = _addresses({**{str(index): value for index, value in enumerate(args)}, **kwargs}, "argument ")
         self._result: list[tuple[str, Any]] = []
         self._outputs: list[tuple[str, Tensor, int]] = []
@@ -49,8 +49,15 @@ class EagerCall:
         for path, tensor, address in (*self._arguments, *self._outputs):
             if tensor.data_ptr() != address:
                 raise ReplayError(f"{path}: found its memory exchanged after the capture, which the segments still use")
-        with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad):
-            self._copy(list(parts(self._function(*self._args, **self._kwargs), "output ")))
+        if _modes() == self._modes:  # to enter the same ones again costs as much as the rest of a replay
+            self._run()
+            return
+        inference, grad = self._modes
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+            self._run()
+
+    def _run(self) -> None:
+        self._copy(list(parts(self._function(*self._args, **self._kwargs), "output ")))
 
     def _copy(self, found: list[tuple[str, Any]]) -> None:
         paths, expected_paths = [path for path, _ in found], [path for path, _ in self._result]
@@ -61,12 +68,18 @@ class EagerCall:
             _require_same(path, actual, recorded)
             if isinstance(recorded, Tensor) and not _is_same_memory(actual, recorded):
                 copies.append((recorded, actual))
+        if not copies:
+            return
         written = {target.untyped_storage().data_ptr() for target, _ in copies}
         # What lies in an output itself, as when two buffers are returned in turns, is read before any is written.
         sources = [source.clone() if source.untyped_storage().data_ptr() in written else source for _, source in copies]
         with torch.no_grad():
             for (target, _), source in zip(copies, sources, strict=True):
                 target.copy_(source)
+
+
+def _modes() -> tuple[bool, bool]:
+    return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
 
 
 def parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:

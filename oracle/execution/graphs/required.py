@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from typing import Any
 
@@ -25,6 +26,7 @@ class RequiredBreaks(TorchDispatchMode):
             if not operator or not hasattr(getattr(torch.ops, space), operator):
                 raise ValueError(f"must_break: found {name!r}, expected a registered operator, as namespace::operator")
         self._names = frozenset(names)
+        self._scope = contextlib.ExitStack()
         self._started = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -37,7 +39,7 @@ class RequiredBreaks(TorchDispatchMode):
 
     def start(self) -> None:
         if self._names:
-            self.__enter__()
+            self._scope.enter_context(self)
             self._started = True
 
     def stop(self) -> None:
@@ -46,4 +48,4 @@ class RequiredBreaks(TorchDispatchMode):
         if _get_current_dispatch_mode() is not self:
             raise CaptureError("a segment ends inside of an operator, or of a dispatch mode entered after it began")
         self._started = False
-        self.__exit__(None, None, None)
+        self._scope.close()
