@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,7 +208,7 @@ def test_captures_are_not_mixed(backend: Backend, graph: BreakableGraph) -> None
     other = BreakableGraph(backend, backend.new_pool())
     with other.record():
         multiply_on_host(x)
-        with pytest.raises(ReplayError, match="inside of a capture"):
+        with pytest.raises(ReplayError, match="a graph is replayed inside of a capture"):
             graph.replay()
         with pytest.raises(CaptureError, match="inside of another"):
             BreakableGraph(backend, backend.new_pool()).capture(multiply_on_host, x)
@@ -261,6 +263,15 @@ def test_the_emulation_declines_branches() -> None:
     assert not backend.is_capturing()
 
 
+def test_the_emulation_declines_a_break_inside_of_a_function_mode() -> None:
+    """Which would end with the segment, and leave the emulation's own behind."""
+    backend = EmulatedBackend()
+    with pytest.raises(NotEmulated), BreakableGraph(backend, backend.new_pool()).record(), torch.device("cpu"):
+        multiply_on_host(torch.ones(4))
+    assert not backend.is_capturing()
+    assert torch.ones(4).tolist() == [1.0] * 4
+
+
 def test_breaks_follow_each_other(backend: Backend, graph: BreakableGraph) -> None:
     """Segments with nothing in them cost no launch, and change nothing."""
     x = torch.ones(1, device=backend.device)
@@ -276,3 +287,9 @@ def test_breaks_follow_each_other(backend: Backend, graph: BreakableGraph) -> No
     graph.replay()
     assert result.tolist() == [3.0 * 2**4]
     assert (graph.segments, graph.breaks, graph.num_nodes) == (5, 4, 0)
+
+
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "graphs.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    exec(block, {"__name__": "graphs"})

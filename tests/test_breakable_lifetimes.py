@@ -143,6 +143,15 @@ def test_outputs_that_are_not_copied_or_not_held_show(
         assert replay_doubled(backend) != [13.0] * 4
 
 
+def test_an_output_written_in_place_is_not_copied(backend: Backend) -> None:
+    out = torch.zeros(4, device=backend.device)
+    graph = BreakableGraph(backend, backend.new_pool())
+    result = graph.capture(lambda: eager_break(out.add_)(1.0)[1:] * 10.0)
+    written = out._version
+    graph.replay()
+    assert (out._version - written, result.tolist()) == (1, [20.0] * 3)
+
+
 @dataclass
 class Answer:
     out: Tensor
