@@ -62,7 +62,7 @@ def attention_tiles(
     """
     if INTERPRETED:
         return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1)
-    if itemsize == 2 and row_bytes <= 512 and not computed_operands:
+    if itemsize == 2 and row_bytes <= 512 and value_columns >= 64 and not computed_operands:
         # Measured on an H200 at head size 128: 357 TFLOP/s of prefill (270 with 64 rows), 12% less time for decode.
         return Tiles(128, 64, num_warps=8, num_stages=3) if prefill else Tiles(16, 128, num_warps=4, num_stages=2)
     # Two stages of a key and a value tile have to fit into shared memory beside the queries and probabilities.
@@ -71,10 +71,11 @@ def attention_tiles(
     if itemsize == 4:
         # No tensor cores: every product is unrolled into fused multiply-adds, which large tiles make slow to compile.
         block_m, block_n = min(block_m, 32), min(block_n, 32)
-    if computed_operands and min(block_n, value_columns) < 64:
-        # Triton 3.6 addresses a computed right operand of fewer than 64 columns wrongly in a warp-group product:
-        # wrong sums, at times an illegal access (fuzzing found it; triton-lang/triton#11366 is of its kind, and
-        # reported for 3.7.1). With fewer than 64 rows, products are warp products, and right.
+    if min(block_n, value_columns) < 64:
+        # Triton 3.6 addresses a right operand of fewer than 64 columns wrongly in a warp-group product, unless it was
+        # copied to shared memory as it is, which takes rows that lie on 16 bytes: wrong sums, at times an illegal
+        # access (fuzzing found it; triton-lang/triton#11366 is of its kind, and reported for 3.7.1). With fewer than
+        # 64 rows, products are warp products, and right.
         block_m = min(block_m, 32)
     return Tiles(block_m=block_m, block_n=block_n, num_warps=4, num_stages=2)
 

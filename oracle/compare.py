@@ -36,13 +36,23 @@ Ratios = tuple[tuple[str, float], ...]
 Check = tuple[str, str]  # output, what it is held to
 
 
+_SMALLEST = 2.0**-1000  # stands for a bound of 0: no difference of two outputs is as small
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Errors:
+    """How far one output is off, on its own device, and one number that says whether to look closer."""
+
+    largest: Tensor  # float64 scalar: at most 1 if every element agrees; above, or NaN, where it is not that simple
+    error: Tensor | None = None  # float64: |actual - expected|; None for pools, which are compared bit by bit
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Difference:
-    """How one output differs, element by element, on its own device."""
+    """How one output differs, element by element."""
 
     bad: Tensor  # bool
     ratio: Tensor | None = None  # float64: error / bound; inf for NaN and where the bound is 0; None for pools
-    error: Tensor | None = None  # float64: |actual - expected|
     bound: Tensor | None = None
 
 
@@ -57,13 +67,16 @@ def compare(actual: dict[str, Tensor], expected: Expected, problem: Problem) -> 
     wrong = [mismatch for name in expected.values for mismatch in _form(name, actual, expected)]
     malformed = {mismatch.output for mismatch in wrong}
     names = [name for name in expected.values if name not in malformed]
-    differences = {name: _difference(actual[name], expected, name) for name in names}
+    errors = {name: _errors(actual[name], expected, name) for name in names}
     statistics = expected.statistics if not malformed else None
-    scores = {} if statistics is None else _scores(differences, statistics)
-    counts, ratios, largest = _summary(differences, scores)
-    failed = [name for name in names if counts[name]]
-    for name in failed:
-        wrong.append(_describe(name, actual[name], expected, differences[name], problem))
+    scores = {} if statistics is None else _scores(errors, statistics)
+    ratios, largest = _summary(errors, scores)
+    for name in names:
+        if not ratios[name] <= 1:
+            difference = _difference(actual[name], expected, name)
+            ratios[name] = float("inf") if difference.ratio is None else float(difference.ratio.amax())
+            if bool(difference.bad.any()):
+                wrong.append(_describe(name, actual[name], expected, difference, problem))
     if not wrong and statistics is not None:  # where a hard bound is broken they say nothing more
         for check, score in scores.items():
             if largest[check] > LIMITS[check[1]]:
@@ -74,13 +87,13 @@ def compare(actual: dict[str, Tensor], expected: Expected, problem: Problem) -> 
     return tuple(wrong), (*plain, *others)
 
 
-def _scores(differences: dict[str, _Difference], statistics: Statistics) -> dict[Check, Tensor]:
+def _scores(errors: dict[str, _Errors], statistics: Statistics) -> dict[Check, Tensor]:
     """What must stay below `LIMITS`: the same errors in units of what independent roundings allow, or expect."""
     scores: dict[Check, Tensor] = {}
     for name, bound in statistics.bounds.items():
-        error = differences[name].error
+        error = errors[name].error
         assert error is not None
-        scores[name, SUB_GAUSSIAN] = (error / bound).masked_fill((error == 0) | bound.isinf(), 0.0)
+        scores[name, SUB_GAUSSIAN] = error / bound.clamp(min=_SMALLEST)
         if name == "out":
             scores[name, ROW_Z], scores[name, CASE_Z] = z_scores(error, statistics)
     return scores
@@ -116,6 +129,16 @@ def _form(name: str, actual: dict[str, Tensor], expected: Expected) -> list[Mism
     ]
 
 
+def _errors(actual: Tensor, expected: Expected, name: str) -> _Errors:
+    value = expected.values[name]
+    if expected.exact:
+        integers = INTEGERS[actual.element_size()]
+        return _Errors(largest=2.0 * (actual.view(integers) != value.view(integers)).any().double())
+    wide = actual.double()
+    error = (wide - value).abs_().masked_fill_(wide == value, 0.0)  # equal infinities would give NaN
+    return _Errors(largest=_largest(error / expected.bounds[name].clamp(min=_SMALLEST)), error=error)
+
+
 def _difference(actual: Tensor, expected: Expected, name: str) -> _Difference:
     value = expected.values[name]
     if expected.exact:
@@ -128,29 +151,15 @@ def _difference(actual: Tensor, expected: Expected, name: str) -> _Difference:
     # An infinite error is within an infinite bound only, and then the value has overflowed on its own side.
     within = (error <= bound) & ~(wide.isinf() & (wide.sign() != value.sign()))
     ratio = torch.where((error == 0) | (within & bound.isinf()), 0.0, error / bound)
-    ratio = ratio.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    return _Difference(bad=~within, ratio=ratio, error=error, bound=bound)
+    return _Difference(bad=~within, ratio=ratio.nan_to_num(nan=torch.inf, posinf=torch.inf), bound=bound)
 
 
-def _summary(
-    differences: dict[str, _Difference], scores: dict[Check, Tensor]
-) -> tuple[dict[str, int], dict[str, float], dict[Check, float]]:
-    """Of each output its bad elements and its largest ratio, and the largest of each score, in one transfer."""
-    numbers = []
-    for difference in differences.values():
-        count = difference.bad.sum().double()
-        if difference.ratio is None:
-            numbers += [count, torch.where(count > 0, torch.inf, 0.0).double()]
-        else:
-            numbers += [count, _largest(difference.ratio)]
-    numbers += [_largest(score) for score in scores.values()]
+def _summary(errors: dict[str, _Errors], scores: dict[Check, Tensor]) -> tuple[dict[str, float], dict[Check, float]]:
+    """The largest ratio of each output, and the largest of each score, in one transfer."""
+    numbers = [output.largest for output in errors.values()] + [_largest(score) for score in scores.values()]
     found = torch.stack(numbers).tolist() if numbers else []
-    hard = 2 * len(differences)
-    return (
-        {name: int(count) for name, count in zip(differences, found[:hard:2], strict=True)},
-        dict(zip(differences, found[1:hard:2], strict=True)),
-        dict(zip(scores, found[hard:], strict=True)),
-    )
+    ratios = dict(zip(errors, found[: len(errors)], strict=True))
+    return ratios, dict(zip(scores, found[len(errors) :], strict=True))
 
 
 def _largest(ratios: Tensor) -> Tensor:

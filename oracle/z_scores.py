@@ -31,7 +31,7 @@ def z_scores(error: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
     hard bound has found already.
     """
     squares = (error / statistics.sigma).square().mean(dim=-1)
-    squares = torch.where(statistics.counted, squares, 0.0).nan_to_num(nan=0.0, posinf=0.0)
+    squares = squares.masked_fill_(~statistics.counted, 0.0).nan_to_num_(nan=0.0, posinf=0.0)
     width = error.shape[-1]
     rows = squares.sqrt() if width >= allowed.ROW_ELEMENTS else torch.zeros_like(squares)
     num_rows = statistics.counted.sum()

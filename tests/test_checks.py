@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from pageproof.oracle.adapters import find
@@ -74,9 +75,9 @@ def test_the_reference_passes_every_check(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["windowed, with ALiBi and sinks", "a tree over float8 caches", "latent"])
-def test_our_kernels_pass_every_check(name: str) -> None:
+def test_our_kernels_pass_every_check(name: str, pageproof_device: torch.device) -> None:
     for check in applicable(CASES[name]):
-        judge(replace(CASES[name], check=check), find("ours")).require()
+        judge(replace(CASES[name], check=check), find("ours"), pageproof_device).require()
 
 
 class Wavering(Reference):

@@ -5,7 +5,9 @@ Campaigns draw these at random; here each comes up for certain, on a CPU and on 
 
 from __future__ import annotations
 
+import fcntl
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -166,7 +168,17 @@ FAR: list[dict[str, Any]] = [
 ]
 
 
+@pytest.fixture
+def room_for_far_pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One of the workers of a parallel run at a time: such caches take 13 GB."""
+    with open(tmp_path_factory.getbasetemp().parent / "far_pages.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        torch.cuda.empty_cache()
+
+
 @pytest.mark.gpu
+@pytest.mark.usefixtures("room_for_far_pages")
 @pytest.mark.parametrize("odd_strides", [False, True])
 @pytest.mark.parametrize("spec", FAR, ids=str)
 def test_pages_past_two_to_the_31_elements(spec: dict[str, Any], odd_strides: bool) -> None:

@@ -137,6 +137,7 @@ REASONS: list[tuple[Case, NumericContract, str]] = [
     (replace(BFLOAT16, recipe="one_hot"), DECLARED, "recipe one_hot: "),
     (replace(BFLOAT16, recipe="extreme"), DECLARED, "recipe extreme: "),
     (BFLOAT16.with_batch(shared_blocks=2), DECLARED, "shared_blocks: "),
+    (BFLOAT16.with_batch(repeated_blocks=True), DECLARED, "repeated_blocks: "),
     (BFLOAT16.with_spec(out_dtype=FLOAT8), DECLARED, "out_dtype: "),
     (BFLOAT16, replace(DECLARED, tf32=True), "tf32: "),
     (BFLOAT16, replace(DECLARED, key_dtype="bfloat16"), "key_dtype: "),

@@ -56,13 +56,14 @@ def why_not_generic(case: Case, contract: NumericContract) -> str | None:
     Equal scores, values that are equal or of one sign, and keys that occur twice make roundings go the same way;
     truncation always does.
     """
-    spec = case.spec
+    spec, batch = case.spec, case.batch
     if spec.operation not in ("attention", "mla_attention"):
         return f"{spec.operation}: its errors are not those of P and V alone"
     if case.recipe not in ("normal", "needle"):
         return f"recipe {case.recipe}: its values are designed, so their roundings are not independent"
-    if case.batch.repeated_blocks or case.batch.shared_blocks >= 2:
-        return "repeated_blocks: a table may have a page twice, whose keys have their roundings in common"
+    for name, repeats in {"repeated_blocks": batch.repeated_blocks, "shared_blocks": batch.shared_blocks >= 2}.items():
+        if repeats:
+            return f"{name}: a table may have a page twice, whose keys have their roundings in common"
     if (spec.out_dtype or spec.dtype) == FLOAT8:
         return "out_dtype: a float8 output has no room for smaller errors than its own rounding"
     if contract.tf32:

@@ -21,6 +21,7 @@ LIVE = ("decode", "prefill", "chunked", "speculative")
 MANY = (63, 64, 65, 255, 256, 257, 300)  # requests, about where plans go through a batch in blocks
 VERY_LONG = (32767, 32768, 32769, 40000, 131072)
 CROWDS = (65535, 65536, 65537, 70000)  # requests, about where a grid's second dimension ends
+PROJECTIONS_PER_SCORE = 100  # multiplications that cost what one score costs the reference
 CROWD_ROW = 512  # elements of one token's queries, at most, in such a crowd
 
 
@@ -73,7 +74,7 @@ COMPILED = Sizes(
     requests=16,
     tokens=2048,
     keys=8192,
-    work=(2**22, 2**23, 2**23, 2**24, 2**26),
+    work=(2**20, 2**21, 2**22, 2**22, 2**23, 2**24, 2**26),
     pool=2**25,
     interpreted=False,
     long_share=0.5,
@@ -81,8 +82,8 @@ COMPILED = Sizes(
     many_share=0.02,
     crowd_share=0.005,
     very_long_share=0.02,
-    cases_per_row=6,
-    cases_per_key=80,
+    cases_per_row=3,
+    cases_per_key=200,
     far_share=0.03,
     check_share=1 / 6,
     reads_share=0.0,
@@ -100,9 +101,16 @@ def work(spec: Spec, request: Request, sizes: Sizes) -> int:
     if spec.operation not in ATTENTION_OPERATIONS:
         return 0
     if not sizes.interpreted:
-        return n * length * spec.num_query_heads
+        return spec.num_query_heads * (n * length + _projections(spec, n, length) // PROJECTIONS_PER_SCORE)
     keys = length if spec.sliding_window is None else min(length, spec.sliding_window + n)
     return spec.num_kv_heads * math.ceil(n * spec.group_size / 32) * math.ceil(keys / 32)
+
+
+def _projections(spec: Spec, n: int, length: int) -> int:
+    """Multiplications, of one head, of a kernel that projects every key anew for each of its tiles of rows."""
+    if spec.operation != "mla_attention_decompressed":
+        return 0
+    return math.ceil(n / 64) * length * spec.head_size * (spec.nope_head_size + spec.head_size_v)
 
 
 def total_work(spec: Spec, batch: BatchShape, sizes: Sizes) -> int:

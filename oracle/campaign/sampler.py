@@ -58,8 +58,9 @@ class Group:
         stream = f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}"
         checks = random.Random(f"{stream}:checks")
         for case in self._drawn(model, sizes, random.Random(stream)):
-            case = with_check(case, checks, sizes)
-            yield with_reads(case, checks, sizes) if self.row is None else case
+            if self.row is None:  # a relation may need kernels of its own, for which rows do not wait
+                case = with_reads(with_check(case, checks, sizes), checks, sizes)
+            yield case
 
     def _drawn(self, model: Model, sizes: Sizes, rng: random.Random) -> Iterator[Case]:
         if self.row is not None:
