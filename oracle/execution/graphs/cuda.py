@@ -17,10 +17,30 @@ from .errors import CaptureError, ReplayError
 from .interface import Result
 
 
+class CudaPool:
+    """Memory that captures share.
+
+    Torch never opens a pool again that its last graph has left, as one does whose capture failed: "use_count > 0
+    INTERNAL ASSERT FAILED". So an empty graph stays in it as long as anybody has the pool.
+    """
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+        self._claim: torch.cuda.CUDAGraph | None = None
+
+    def claim(self) -> None:
+        """Called where a capture can begin, on its stream."""
+        if self._claim is None:
+            graph = torch.cuda.CUDAGraph(keep_graph=True)
+            graph.capture_begin(pool=self.handle, capture_error_mode="thread_local")
+            _capture_end(graph)
+            self._claim = graph
+
+
 class CudaGraph:
     """A capture on a stream of the backend's own, and the CUDA graph that comes out of it."""
 
-    def __init__(self, backend: CudaBackend, pool: Any) -> None:
+    def __init__(self, backend: CudaBackend, pool: CudaPool) -> None:
         self.replays = 0
         self.branches: list[CudaBranch] = []
         self._backend = backend
@@ -36,7 +56,8 @@ class CudaGraph:
         self._scope.enter_context(torch.cuda.stream(backend.stream))
         try:
             # Only this thread's calls can break its capture: other threads go on allocating and copying.
-            self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            pool.claim()
+            self._graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
         except BaseException:
             self._scope.close()
             raise
@@ -55,7 +76,7 @@ class CudaGraph:
             raise CaptureError(f"the capture ends with {found} of its branches not joined")
         graph = self._require_open()
         try:
-            self._capture_end(graph)
+            _capture_end(graph)
         except BaseException:
             self._recover(graph)
             raise
@@ -70,7 +91,7 @@ class CudaGraph:
             with contextlib.suppress(RuntimeError):
                 self._backend.join_branches()  # a branch left open would invalidate a capture that is still good
             try:
-                self._capture_end(graph)
+                _capture_end(graph)
             except RuntimeError:
                 self._recover(graph)
             else:
@@ -97,13 +118,6 @@ class CudaGraph:
             raise CaptureError("this capture is not under way in this thread")
         return self._graph
 
-    @staticmethod
-    def _capture_end(graph: torch.cuda.CUDAGraph) -> None:
-        with warnings.catch_warnings():
-            # Nothing between two breaks is as good a segment as any; num_nodes says so.
-            warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
-            graph.capture_end()
-
     def _recover(self, graph: torch.cuda.CUDAGraph) -> None:
         """Put back what torch leaves behind when CUDA refuses a capture at its end.
 
@@ -112,7 +126,7 @@ class CudaGraph:
         the pool: memory allocated by the refused capture is not given back to the device.
         """
         with contextlib.suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(self._backend.device.index, self._pool)
+            torch._C._cuda_endAllocateToPool(self._backend.device.index, self._pool.handle)
         self._generator.graphsafe_set_state(self._random_state)
         self._graph = None
         with contextlib.suppress(RuntimeError):
@@ -131,9 +145,12 @@ class CudaBranch:
         self._backend = backend
         self._stream = torch.cuda.Stream(backend.device)
         self._scope = contextlib.ExitStack()
-        self._stream.wait_stream(torch.cuda.current_stream(backend.device))
+        self._forked = False
+        self._fork()
 
     def __enter__(self) -> CudaBranch:
+        if not self._forked:  # joined by somebody else since, as where a segment ended
+            self._fork()
         self._scope.enter_context(torch.cuda.stream(self._stream))
         return self
 
@@ -141,10 +158,19 @@ class CudaBranch:
         self._scope.close()
 
     def join(self) -> None:
+        if not self._forked:  # a wait for work of an earlier segment would invalidate the capture of this one
+            return
+        self._forked = False
         torch.cuda.current_stream(self._backend.device).wait_stream(self._stream)
         graph = self._backend.active
         if graph is not None and self in graph.branches:
             graph.branches.remove(self)
+
+    def _fork(self) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream(self._backend.device))
+        self._forked = True
+        if self._backend.active is not None:
+            self._backend.active.branches.append(self)
 
 
 class CudaBackend:
@@ -175,8 +201,8 @@ class CudaBackend:
     def active(self, graph: CudaGraph | None) -> None:
         self._local.active = graph
 
-    def new_pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
+    def new_pool(self) -> CudaPool:
+        return CudaPool()
 
     def begin(self, pool: Any) -> CudaGraph:
         if self.is_capturing():
@@ -196,13 +222,14 @@ class CudaBackend:
         return result
 
     def fork(self) -> CudaBranch:
-        branch = CudaBranch(self)
-        if self.active is not None:
-            self.active.branches.append(branch)
-        return branch
+        return CudaBranch(self)
 
     def join_branches(self) -> None:
-        for branch in list(self.active.branches if self.active is not None else ()):
+        if self.active is None:
+            return
+        if torch.cuda.current_stream(self.device) != self.stream:
+            raise CaptureError("found the end of a segment inside of a branch, expected it on the capture's own stream")
+        for branch in list(self.active.branches):
             branch.join()
 
     def pinned(self, values: Tensor) -> Tensor:
@@ -210,6 +237,13 @@ class CudaBackend:
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
+
+
+def _capture_end(graph: torch.cuda.CUDAGraph) -> None:
+    with warnings.catch_warnings():
+        # Nothing between two breaks is as good a segment as any; num_nodes says so.
+        warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+        graph.capture_end()
 
 
 @functools.cache

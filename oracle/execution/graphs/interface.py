@@ -49,14 +49,20 @@ class Graph(Protocol):
 
 
 class Branch(Protocol):
-    """Work beside the main line: `with branch:` issues it, `join` makes what follows wait for it."""
+    """Work beside the main line: `with branch:` issues it, `join` makes what follows wait for it.
+
+    Once joined, it starts anew after the work issued by then, where it is entered again.
+    """
 
     def __enter__(self) -> Any: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
     def join(self) -> None:
-        """Everything issued after this waits for the branch. A capture can only end with all its branches joined."""
+        """Everything issued after this waits for the branch; does nothing where it is joined already.
+
+        A capture can only end with all its branches joined.
+        """
 
 
 class Backend(Protocol):
@@ -81,7 +87,10 @@ class Backend(Protocol):
         """A branch that starts after the work issued so far. Raises NotEmulated where there are no streams."""
 
     def join_branches(self) -> None:
-        """Join every branch of the capture under way, as before a segment of it ends."""
+        """Join every branch of the capture under way, as before a segment of it ends.
+
+        Raises CaptureError inside of a branch.
+        """
 
     def pinned(self, values: Tensor) -> Tensor:
         """A copy of `values` in page-locked host memory: the one kind that a capture may copy from.

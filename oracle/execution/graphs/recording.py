@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from . import host
@@ -44,6 +45,8 @@ class Recorder(TorchDispatchMode):
     def stop(self) -> None:
         if self._opened or _get_current_dispatch_mode() is not self:
             raise CaptureError(f"{self.where()}the capture ends inside of an operator, or of a mode entered after it")
+        if _get_current_function_mode() is not self._host_reads:
+            raise NotEmulated("a capture that ends inside of a function mode entered after it, as torch.device is one")
         self._scope.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
