@@ -19,7 +19,7 @@ from .visibility import key_range
 # float64 elements that one chunk's scores and gathered keys may take. Some ten tensors of that size live at once.
 BUDGET = {"cpu": 2**21, "cuda": 2**25}
 # Below this many elements the padding costs less than another chunk's dispatch would.
-TRIVIAL = {"cpu": 2**15, "cuda": 2**21}
+TRIVIAL = {"cpu": 2**15, "cuda": 2**22}
 
 
 @dataclass(frozen=True)
