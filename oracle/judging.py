@@ -43,8 +43,13 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     problem = build(case, torch.device(device))
     try:
         actual = run(candidate, problem)
-        violation = problem.guards.violations()
     except Exception as error:
+        return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error))
+    try:
+        violation = problem.guards.violations()
+    except torch.OutOfMemoryError:
+        raise  # this request was the oracle's own
+    except Exception as error:  # a fault of the device that shows only now
         return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error))
     if violation:  # what has changed may be what the answer would be made of
         return verdict(outcome=Outcome.OUT_OF_BOUNDS, reason=violation)

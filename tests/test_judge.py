@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+import torch
 
 from pageproof.oracle import BatchShape, Case, NumericContract, Outcome, Spec, judge
 from pageproof.oracle.adapters.reference import Reference
+from pageproof.oracle.building.guards import Guards
 from pageproof.oracle.case import OPERATIONS, RECIPES
 
 FLOAT8 = "float8_e4m3fn"
@@ -89,6 +91,21 @@ def test_decline_stops_before_anything_is_built() -> None:
 
     verdict = judge(ATTENTION, Declining())
     assert (verdict.outcome, verdict.reason, verdict.failed) == (Outcome.DECLINED, "no softcap", False)
+
+
+@pytest.mark.parametrize(("error", "is_its_own"), [(torch.OutOfMemoryError(), True), (RuntimeError("lost"), False)])
+def test_memory_for_its_own_guards_is_no_fault_of_the_candidate(
+    error: Exception, is_its_own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(guards: Guards) -> str | None:
+        raise error
+
+    monkeypatch.setattr(Guards, "violations", fail)
+    if is_its_own:
+        with pytest.raises(torch.OutOfMemoryError):
+            judge(ATTENTION, Reference())
+    else:
+        assert judge(ATTENTION, Reference()).outcome is Outcome.CRASHED
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ MANY = (63, 64, 65, 255, 256, 257, 300)  # requests, about where plans go throug
 VERY_LONG = (32767, 32768, 32769, 40000, 131072)
 CROWDS = (65535, 65536, 65537, 70000)  # requests, about where a grid's second dimension ends
 PROJECTIONS_PER_SCORE = 100  # multiplications that cost what one score costs the reference
+CROWD_POOL = 2**29  # elements of K and V, at most, in the pages of such a crowd
 CROWD_ROW = 512  # elements of one token's queries, at most, in such a crowd
 
 
@@ -159,7 +160,13 @@ class Batches:
     def _may_be_a_crowd(self) -> bool:
         spec = self.spec
         row = spec.num_query_heads * max(spec.head_size + spec.rope_head_size, spec.head_size_v)
-        return spec.operation != "mla_attention_decompressed" and row <= CROWD_ROW
+        pool = (
+            max(CROWDS)
+            * spec.block_size
+            * spec.num_kv_heads
+            * (spec.head_size + max(spec.rope_head_size, spec.head_size_v))
+        )
+        return spec.operation != "mla_attention_decompressed" and row <= CROWD_ROW and pool <= CROWD_POOL
 
     def _crowd(self) -> list[Request]:
         """More requests than 16 bits count, of a few keys each."""
