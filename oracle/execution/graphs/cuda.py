@@ -27,6 +27,7 @@ class CudaPool:
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
         self._claim: torch.cuda.CUDAGraph | None = None
+        self._left: list[torch.cuda.CUDAGraph | None] = []
 
     def claim(self) -> None:
         """Called where a capture can begin, on its stream."""
@@ -35,6 +36,12 @@ class CudaPool:
             graph.capture_begin(pool=self.handle, capture_error_mode="thread_local")
             _capture_end(graph)
             self._claim = graph
+
+    def renew(self) -> None:
+        """Other memory from now on: torch's allocators, of the host too, do not get over a refused capture."""
+        self.handle = torch.cuda.graph_pool_handle()
+        self._left.append(self._claim)  # a pool in that state is better not given up either
+        self._claim = None
 
 
 class CudaGraph:
@@ -127,6 +134,7 @@ class CudaGraph:
         """
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._backend.device.index, self._pool.handle)
+        self._pool.renew()
         self._generator.graphsafe_set_state(self._random_state)
         self._graph = None
         with contextlib.suppress(RuntimeError):
