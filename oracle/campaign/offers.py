@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from ..candidate import Candidate
+from ..candidate import Candidate, why_declined
 from .covering import Accepts, covering_array, more_rows_for_triples
 from .lengths import Sizes
 from .pairs import Model, Trait
@@ -53,14 +53,14 @@ def make_plan(candidate: Candidate, seed: int, sizes: Sizes, *, nightly: bool = 
 
 def _accepts(candidate: Candidate, sizes: Sizes) -> Accepts:
     def accepts(row: Row) -> bool:
-        return candidate.declines(realise(row, random.Random(0), sizes)) is None
+        return why_declined(candidate, realise(row, random.Random(0), sizes)) is None
 
     return accepts
 
 
 def _reason(candidate: Candidate, seed: int, sizes: Sizes) -> str:
     case = realise(random_row(Model(), random.Random(seed)), random.Random(0), sizes)
-    return f"{candidate.name} declines all of {DRAWS} random cases, one of them because: {candidate.declines(case)}"
+    return f"{candidate.name} declines all of {DRAWS} random cases, one of them because: {why_declined(candidate, case)}"
 
 
 def _declined_values(model: Model, accepts: Accepts, rng: random.Random, reason: Callable[[], str]) -> frozenset[Trait]:
