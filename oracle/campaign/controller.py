@@ -15,6 +15,7 @@ from ..verdict import Outcome, Verdict
 from .findings import Failure
 from .lengths import sizes_for
 from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup, Trial, Tried
+from .offers import Plan, left_out
 from .pairs import MODEL, PAIRS, TRIPLES, Values, describe, feasible
 from .pool import START_SECONDS, Handle, Pool
 from .sampler import Group, made_up_group
@@ -157,10 +158,14 @@ class Controller:
     def _follow(self, message: Planned) -> None:
         plan = message.plan
         self.summary.rows, self.summary.banned = len(plan.rows), plan.banned
-        self.summary.feasible = frozenset(feasible(MODEL, PAIRS, plan.rows))
+        self.summary.feasible = self._to_cover(PAIRS, plan)
         if self.options.nightly:
-            self.summary.feasible_triples = frozenset(feasible(MODEL, TRIPLES, plan.rows))
+            self.summary.feasible_triples = self._to_cover(TRIPLES, plan)
         self.groups = plan.groups(self.options.seed, self.sizes)
+
+    def _to_cover(self, strength: int, plan: Plan) -> frozenset[Values]:
+        unasked = left_out(self.options.modes)
+        return frozenset(values for values in feasible(MODEL, strength, plan.rows) if not values & unasked)
 
     def _add(self, handle: Handle, report: Report) -> None:
         self.fruitless = 0

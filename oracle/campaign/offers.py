@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
 from ..candidate import Candidate, why_declined
+from ..case import MODES
 from .covering import Accepts, covering_array, more_rows_for_triples
 from .lengths import Sizes
 from .pairs import Model, Trait
@@ -37,13 +38,20 @@ class Plan:
         yield from (random_group(seed, index, sizes) for index in count())
 
 
-def make_plan(candidate: Candidate, seed: int, sizes: Sizes, *, nightly: bool = False) -> Plan:
+def left_out(modes: Sequence[str]) -> frozenset[Trait]:
+    """The values of a campaign in these execution modes that no row has."""
+    return frozenset(("mode", mode) for mode in MODES if mode not in modes)
+
+
+def make_plan(
+    candidate: Candidate, seed: int, sizes: Sizes, *, modes: Sequence[str] = MODES, nightly: bool = False
+) -> Plan:
     """Rows of all pairs, then, nightly, those of all triples besides.
 
     The same for the same seed and candidate; a ValueError if the candidate declines everything."""
     accepts = _accepts(candidate, sizes)
-    wide = Model(extra=True)
-    banned = _declined_values(wide, accepts, random.Random(f"{seed}:offers"), lambda: _reason(candidate, seed, sizes))
+    wide = Model(extra=True, banned=left_out(modes))
+    banned = wide.banned | _declined_values(wide, accepts, random.Random(f"{seed}:offers"), lambda: _reason(candidate, seed, sizes))
     model = Model(banned=banned)
     rows = covering_array(model, seed, accepts)
     if nightly:
