@@ -72,9 +72,14 @@ class Candidate(Protocol):
         """
 
 
+def modes_of(candidate: Candidate) -> tuple[str, ...]:
+    """The execution modes that it offers."""
+    return tuple(getattr(candidate, "modes", MODES[:1]))
+
+
 def why_declined(candidate: Candidate, case: Case) -> str | None:
     """Why the case is outside of what the candidate offers, its execution mode included; None if it is not."""
-    offered = getattr(candidate, "modes", MODES[:1])
+    offered = modes_of(candidate)
     if case.mode not in offered:
         return f"mode {case.mode}: {candidate.name} offers {', '.join(offered)}"
     return candidate.declines(case)

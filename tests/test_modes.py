@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,12 @@ from pageproof.optimized import Batch, interpreter
 from pageproof.oracle import BatchShape, Case, Outcome, Spec, judge
 from pageproof.oracle.adapters.ours import Ours
 from pageproof.oracle.adapters.reference import Reference
-from pageproof.oracle.case import MODES, OPERATIONS
+from pageproof.oracle.campaign.lengths import INTERPRETED, total_work
+from pageproof.oracle.campaign.pairs import Model
+from pageproof.oracle.campaign.sampler import random_group
+from pageproof.oracle.case import MODES
 from pageproof.oracle.execution.graphs.emulation import EmulatedBackend
+from pageproof.oracle.replays.sequence import steps_of
 from pageproof.oracle.verdict import Verdict
 
 pytestmark = pytest.mark.skipif(not interpreter.INTERPRETED, reason="kernels are compiled here, not interpreted")
@@ -99,8 +104,16 @@ class SkippedPadding(Planted):
         arguments["lse"].copy_(torch.where(live[:, None], lse, arguments["lse"]))
 
 
+class HostSync(Planted):
+    """Reads a length on the host at every call."""
+
+    def attend(self, arguments: dict[str, Any]) -> Any:
+        assert int(arguments["batch"].seq_lens.sum()) >= 0
+        return optimized.attention(**arguments)
+
+
 class SkippedUpdate(Ours):
-    """No KV update in a capture that began without slots."""
+    """Slots are taken to be absent at the capture, and the KV update is skipped for ever."""
 
     name = "skipped update"
 
@@ -110,8 +123,8 @@ class SkippedUpdate(Ours):
         return super().call(operation, arguments)
 
 
-class FullOfPadding(Ours):
-    """A negative slot writes the last one of the pool: only padded slots show it."""
+class LastSlot(Ours):
+    """A negative slot writes the last one of the pool."""
 
     name = "last slot"
 
@@ -126,11 +139,104 @@ def judged(candidate: Any, mode: str = "full", case: Case = CASE) -> Verdict:
     return judge(replace(case, mode=mode), candidate)
 
 
+def captured_on(profile: str) -> Case:
+    cases = (replace(CASE, seed=seed) for seed in range(1000))
+    return next(case for case in cases if steps_of(case).captured[0].profile == profile)
+
+
 @pytest.mark.parametrize("make", [FrozenLength, StalePlan, NewBuffer, SkippedUpdate], ids=lambda make: make.__name__)
 def test_what_only_a_replay_does_wrong_is_found(make: Callable[[], Ours]) -> None:
-    candidate = make()
-    assert judge(CASE, candidate).outcome is Outcome.AGREES
-    verdict = judged(candidate)
+    assert judge(CASE, make()).outcome is Outcome.AGREES
+    verdict = judged(make())
     assert verdict.outcome is Outcome.REPLAY_DIFFERS
     assert verdict.check == "full"
-    assert "replay 1 of 6" in verdict.reason or "replay 2 of 6" in verdict.reason
+    assert "mode full, replay 1 of 6" in verdict.reason
+    assert "captured on one token" in verdict.reason
+    assert "lengths" in verdict.reason
+    assert "pages and slots" in verdict.reason
+
+
+def test_the_place_is_said_and_the_line_that_replays_it() -> None:
+    verdict = judged(SkippedUpdate())
+    assert verdict.mismatches[0].output in ("k_cache", "v_cache")
+    assert "written from row" in verdict.mismatches[0].where
+    assert '"mode": "full"' in verdict.replay_line()
+
+
+def test_rows_that_become_padding_are_written() -> None:
+    """Nothing is padding at the capture."""
+    assert judge(CASE, SkippedPadding()).outcome is Outcome.AGREES
+    verdict = judged(SkippedPadding(), case=captured_on("full"))
+    assert verdict.outcome is Outcome.REPLAY_DIFFERS
+    assert any("padding row" in mismatch.where for mismatch in verdict.mismatches)
+    assert all(mismatch.outcome is Outcome.UNWRITTEN for mismatch in verdict.mismatches)
+
+
+def test_memory_that_is_gone_is_named() -> None:
+    assert "were freed" in judged(NewBuffer()).reason
+
+
+def test_a_step_that_was_captured_at_the_longest_is_right_where_the_length_is_frozen() -> None:
+    """Of the frozen length only shorter captures show anything; this is why they are drawn."""
+    longest = captured_on("longest")
+    assert judged(FrozenLength(), case=replace(longest, replays=2)).outcome is Outcome.AGREES
+
+
+@pytest.mark.parametrize("mode", CAPTURING)
+def test_what_is_wrong_in_plain_calls_too_is_called_what_it_is_there(mode: str) -> None:
+    verdict = judged(LastSlot(), mode)
+    assert verdict.outcome is Outcome.OUT_OF_BOUNDS
+    assert verdict.check == ""
+
+
+def test_a_host_read_is_fine_between_graphs_and_refused_inside_of_one() -> None:
+    assert judged(HostSync(), "piecewise").outcome is Outcome.AGREES
+    verdict = judged(HostSync(), "full")
+    assert verdict.outcome is Outcome.CRASHED
+    assert "CaptureError" in verdict.reason
+
+
+@pytest.mark.parametrize("mode", CAPTURING)
+def test_a_candidate_that_names_no_mode_declines(mode: str) -> None:
+    verdict = judged(Reference(), mode)
+    assert verdict.outcome is Outcome.DECLINED
+    assert verdict.reason == f"mode {mode}: reference offers eager"
+
+
+@pytest.mark.parametrize("splits_update", [False, True])
+def test_what_ran_is_counted(splits_update: bool) -> None:
+    case = replace(CASE, seed=4 + splits_update, replays=6)
+    assert judged(Ours(), "full", case).counts == (("replays", 6),)
+    assert judged(Ours(), "piecewise", case).counts == (("replays", 12),)
+    assert judged(Ours(), "compiled", case).counts == (("recompilations", 0),)
+
+
+class Recompiled(Ours):
+    """A number on the host that changes from call to call is a constant of what was compiled."""
+
+    calls = 0
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        self.calls += operation == "attention"
+        rules = arguments.get("rules")
+        if rules is not None and self.calls > 10**6:
+            return None
+        return super().call(operation, arguments)
+
+
+def test_recompilations_are_counted() -> None:
+    assert dict(judged(Recompiled(), "compiled").counts)["recompilations"] > 0
+
+
+def random_cases(count: int) -> list[Case]:
+    drawn = (random_group(7, index, INTERPRETED).cases(Model(extra=True), INTERPRETED) for index in range(1000))
+    cheap = (case for group in drawn for case in group if total_work(case.spec, case.batch, INTERPRETED) <= 2)
+    return [replace(case, check="answer", replays=3) for case in itertools.islice(cheap, count)]
+
+
+@pytest.mark.parametrize("mode", CAPTURING)
+@pytest.mark.parametrize("case", random_cases(20), ids=range(20))
+def test_ours_agrees(case: Case, mode: str) -> None:
+    verdict = judged(Ours(), mode, case)
+    verdict.require()
+    assert verdict.outcome is Outcome.AGREES

@@ -49,9 +49,7 @@ def _case(row: Row, rng: random.Random, sizes: Sizes, long: bool) -> Case:
     spec = _measured(spec, row, batch, rng)
     mode = str(row["mode"])
     replays = REPLAYS if mode == MODES[0] else sizes.replays
-    return Case(
-        spec=spec, batch=batch, recipe=str(row["recipe"]), mode=mode, replays=replays, seed=rng.getrandbits(32)
-    )
+    return Case(spec=spec, batch=batch, recipe=str(row["recipe"]), mode=mode, replays=replays, seed=rng.getrandbits(32))
 
 
 def _spec(row: Row, rng: random.Random) -> Spec:

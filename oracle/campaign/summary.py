@@ -59,10 +59,16 @@ class Summary:
     feasible: frozenset[Values] = frozenset()
     feasible_triples: frozenset[Values] = frozenset()  # empty unless the campaign covers triples
     banned: frozenset[Trait] = frozenset()  # values of which the target accepted none
+    left_out: frozenset[Trait] = frozenset()  # execution modes that were not asked for, or are not offered
     rows_done: tuple[float, int] | None = None  # seconds and cases when the last row's group had been handed out
     abandoned: int = 0  # groups left because they cost too many workers
     interrupted: bool = False
     broken: str = ""  # why the campaign could not go on, if it could not
+
+    @property
+    def no_rows(self) -> frozenset[Trait]:
+        """Values that no row has."""
+        return self.banned | self.left_out
 
     @property
     def pairs_covered(self) -> int:

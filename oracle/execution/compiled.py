@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .program import Program, Tensors
+from .program import Program
 
 if TYPE_CHECKING:
     from .modes import Machine

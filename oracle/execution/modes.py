@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from .compiled import Compiled
 from .eager import unzeroed_allocations
-from .graphs.interface import Backend, Graph, capture
+from .graphs.interface import Backend, capture
 from .program import Call, Program, Tensors
 
 
@@ -29,7 +29,7 @@ class Runner(Protocol):
     """A step in one mode, prepared over what its memory holds now."""
 
     outputs: Tensors  # of the operation
-    results: Tensors  # of the tail: valid until any graph of the same memory pool runs
+    results: Tensors  # of the tail: valid until a graph runs that was captured before them into the same memory
 
     def run(self) -> None:
         """Run it on what its memory holds now. Does not wait for the device."""
@@ -87,7 +87,10 @@ class Full:
 
 
 class Piecewise:
-    """Graphs around the operation, which is called anew at every step; its outputs are copied to where the tail reads."""
+    """Graphs around the operation, which is called anew at every step.
+
+    What it returns in memory of its own is copied to where the captured tail reads.
+    """
 
     def __init__(self, program: Program, machine: Machine) -> None:
         self._call = Counted(program.call)
@@ -103,6 +106,8 @@ class Piecewise:
         with capture(machine.backend, machine.pool) as self._tail:
             self.results = program.tail(self.outputs)
         self._each = 1 + self._splits_update
+        if not (self._head.num_nodes and self._tail.num_nodes):
+            raise WrongMode("piecewise: found a graph without a node, expected one on each side of the operation")
 
     def run(self) -> None:
         before = self._call.made

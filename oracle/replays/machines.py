@@ -13,14 +13,14 @@ from ..execution.modes import Machine
 
 
 def machine_of(device: torch.device, *, splits_update: bool) -> Machine:
-    backend, pool, _ = _kept(device.type, device.index)
+    backend, pool, _ = _kept(str(device))
     return Machine(backend, pool, splits_update)
 
 
 @functools.cache
-def _kept(kind: str, index: int | None) -> tuple[Backend, object, Graph]:
+def _kept(device: str) -> tuple[Backend, object, Graph]:
     """An empty graph holds the pool between cases, whose memory is then handed out again instead of allocated anew."""
-    backend: Backend = CudaBackend(torch.device(kind, index)) if kind == "cuda" else EmulatedBackend()
+    backend: Backend = CudaBackend(device) if device.startswith("cuda") else EmulatedBackend()
     pool = backend.new_pool()
     with capture(backend, pool) as keeper:
         pass

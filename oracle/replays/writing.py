@@ -53,14 +53,13 @@ class Writing:
 def new_slots(case: Case) -> Ints:
     """[num_tokens]: the slot of each token's own key; -1 where it has none, or where other keys lie in it as well."""
     pages, slots = lay_out(case), np.full(case.batch.num_tokens, -1, dtype=np.int64)
-    owners = np.bincount(pages.slot_of_key, minlength=1)
-    first_row = 0
-    for request, (n, length) in enumerate(zip(case.batch.query_lens, case.batch.seq_lens, strict=True)):
-        held = min(n, length)
-        end = int(pages.key_starts[request + 1])
-        mine = pages.slot_of_key[end - held : end]
-        slots[first_row + n - held : first_row + n] = np.where(owners[mine] == 1, mine, -1)
-        first_row += n
+    query_lens, seq_lens = (np.array(lens, dtype=np.int64) for lens in (case.batch.query_lens, case.batch.seq_lens))
+    requests = np.repeat(np.arange(len(query_lens)), query_lens)
+    starts = seq_lens - query_lens - (np.cumsum(query_lens) - query_lens)
+    positions = np.arange(len(requests)) + starts[requests]
+    rows = np.flatnonzero(positions >= 0)
+    mine = pages.slot_of_key[pages.key_starts[requests[rows]] + positions[rows]]
+    slots[rows] = np.where(np.bincount(pages.slot_of_key, minlength=1)[mine] == 1, mine, -1)
     return slots
 
 
@@ -85,7 +84,9 @@ def writing_of(problem: Problem, caches: Mapping[str, Tensor], *, rewrites: bool
     scales = problem.arguments["scales"]
     return Writing(
         operation=update_of(case).spec.operation,
-        rows=_rows(case.spec, {name: bits.view(first.dtype) for name, bits in held.items()}, tokens, scales, len(numbers)),
+        rows=_rows(
+            case.spec, {name: bits.view(first.dtype) for name, bits in held.items()}, tokens, scales, len(numbers)
+        ),
         slot_mapping=mapping,
         scales=None if scales is None else Scales(k=scales.k, v=None if case.spec.is_mla else scales.v),
         blocks=blocks,

@@ -50,7 +50,9 @@ def _plainer_data(case: Case) -> Trials[Case]:
         case = _with_extra(case, name, less)
     case = _with_poison(case, (yield from fewest(case.poison, partial(_with_poison, case))))
     if case.mode != MODES[0]:
-        case = _with_replays(case, (yield from lowest(case.replays, range(1, case.replays), partial(_with_replays, case))))
+        case = _with_replays(
+            case, (yield from lowest(case.replays, range(1, case.replays), partial(_with_replays, case)))
+        )
     simpler = RECIPES[: RECIPES.index(case.recipe)]
     return _with_recipe(case, (yield from first_of(simpler, case.recipe, partial(_with_recipe, case))))
 
