@@ -68,7 +68,7 @@ class Group:
             yield from (realise(dict(self.row), rng, sizes) for _ in range(self.count))
             return
         base = _random_base(model, rng, sizes)
-        far = rng.random() < sizes.far_share and _may_be_far(base)
+        far = rng.random() < sizes.far_share and _may_be_far(base) and ("mode", MODES[0]) not in model.banned
         for _ in range(self.count):
             case = _affordable_case(model, base, rng, sizes)
             yield replace(case, mode=MODES[0]).with_spec(far_pages=True) if far else case

@@ -127,5 +127,5 @@ def _step(case: Case, drawn: _Drawn, shape: BatchShape, number: int) -> Step:
     rewrites = drawn.profile == REWRITTEN
     own = drawn.profile == OWN or rewrites
     seed = case.seed if own else random.Random(f"{case.seed}:replays:{number}").getrandbits(32)
-    plain = replace(case, batch=shape, mode=MODES[0], seed=seed)
+    plain = replace(case, batch=shape, mode=MODES[0], replays=REPLAYS, seed=seed)
     return Step(profile=drawn.profile, case=plain, bucket=drawn.bucket, rewrites=rewrites)

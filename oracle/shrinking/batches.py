@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from ..case import MODES, RECIPES, BatchShape, Case
+from ..case import MODES, RECIPES, REPLAYS, BatchShape, Case
 from .reducing import Trials, fewest, first_of, lowest
 
 Request = tuple[int, int]  # (new tokens, keys)
@@ -86,6 +86,7 @@ def _plain_parts(case: Case) -> dict[str, Any]:
 
 def _with_parts(case: Case, parts: dict[str, Any]) -> Case:
     batch = {name: value for name, value in parts.items() if hasattr(case.batch, name)}
+    parts = {**parts, "replays": REPLAYS} if "mode" in parts else parts  # a plain call has none
     return replace(case, **{name: parts[name] for name in parts if name not in batch}).with_batch(**batch)
 
 
