@@ -190,7 +190,8 @@ def test_what_is_wrong_in_plain_calls_too_is_called_what_it_is_there(mode: str) 
 
 
 def test_a_host_read_is_fine_between_graphs_and_refused_inside_of_one() -> None:
-    assert judged(HostSync(), "piecewise").outcome is Outcome.AGREES
+    for mode in ("piecewise", "breakable"):
+        assert judged(HostSync(), mode).outcome is Outcome.AGREES
     verdict = judged(HostSync(), "full")
     assert verdict.outcome is Outcome.CRASHED
     assert "CaptureError" in verdict.reason
@@ -208,6 +209,7 @@ def test_what_ran_is_counted(splits_update: bool) -> None:
     case = replace(CASE, seed=4 + splits_update, replays=6)
     assert judged(Ours(), "full", case).counts == (("replays", 6),)
     assert judged(Ours(), "piecewise", case).counts == (("replays", 12),)
+    assert judged(Ours(), "breakable", case).counts == (("replays", 6),)
     assert judged(Ours(), "compiled", case).counts == (("recompilations", 0),)
 
 

@@ -72,4 +72,4 @@ def test_ours_agrees(mode: str, index: int) -> None:
         verdict.require()
         assert verdict.outcome is Outcome.AGREES
         counts = dict(verdict.counts)
-        assert counts == {"full": {"replays": 6}, "piecewise": {"replays": 12}}.get(mode, {"recompilations": 0})
+        assert counts == {"piecewise": {"replays": 12}, "compiled": {"recompilations": 0}}.get(mode, {"replays": 6})

@@ -32,15 +32,7 @@ def lines(summary: Summary) -> str:
         _events_line(summary),
         _keys_line(tally),
     ]
-    counts = [
-        _modes_line(tally),
-        _missing_line(summary),
-        _triples_line(summary),
-        _events_line(summary),
-        _keys_line(tally),
-    ]
-    return "
-".join(["cases (in brackets) with each value:", *shown, *filter(None, [*counts, _plans_line(tally)])])
+    return "\n".join(["cases (in brackets) with each value:", *shown, *filter(None, [*counts, _plans_line(tally)])])
 
 
 def body(summary: Summary) -> dict[str, Any]:

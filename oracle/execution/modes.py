@@ -4,6 +4,7 @@
 |---|---|---|
 | full | the whole step, in one graph | nothing |
 | piecewise | what is before and after the operation, in two graphs | the operation, and by turns the KV update |
+| breakable | one capture of the whole step, broken at the operation | the same |
 | compiled | the whole step, split at registered operators | what the compiler made of it |
 
 Each runner checks that what ran is the mode that was asked for, and counts what really happened.
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from .compiled import Compiled
 from .eager import unzeroed_allocations
+from .graphs.breakable import BreakableGraph, eager_break
 from .graphs.interface import Backend, capture
 from .program import Call, Program, Tensors
 
@@ -133,6 +135,43 @@ class Piecewise:
         return self._program.attend(self._rows)
 
 
+class Breakable:
+    """The step captured as one, with the operation (by turns the KV update too) broken out of it."""
+
+    def __init__(self, program: Program, machine: Machine) -> None:
+        self._call = Counted(program.call)
+        program = replace(program, call=self._call)
+        attend = eager_break(name=program.operation)(program.attend)
+        write = eager_break(name=program.update)(program.write)
+        splits_update = machine.splits_update and bool(program.update)
+        self._each = 1 + splits_update
+
+        def step() -> tuple[Tensors, Tensors]:
+            rows = program.head()
+            (write if splits_update else program.write)(rows)
+            outputs = attend(rows)
+            return outputs, program.tail(outputs)
+
+        _warm_up(program, machine)
+        self._graph = BreakableGraph(machine.backend, machine.pool)
+        self.outputs, self.results = self._graph.capture(step)
+        if self._graph.breaks != self._each:
+            raise WrongMode(f"breakable: found {self._graph.breaks} breaks, expected {self._each}")
+
+    def run(self) -> None:
+        before = self._call.made
+        self._graph.replay()
+        if self._call.made != before + self._each:
+            found = self._call.made - before
+            raise WrongMode(f"breakable: found {found} calls between the segments, expected {self._each}")
+
+    def counts(self) -> dict[str, int]:
+        return {"replays": self._graph.replays}
+
+    def release(self) -> None:
+        self._graph.release()
+
+
 def _warm_up(program: Program, machine: Machine) -> None:
     def once() -> None:
         with unzeroed_allocations():
@@ -141,9 +180,10 @@ def _warm_up(program: Program, machine: Machine) -> None:
     machine.backend.warm_up(once)
 
 
-# What runs a case in a mode. A further mode is one more line here and its name in `case.MODES`.
+# What runs a case in a mode; the names are those of `case.MODES`.
 RUNNERS: dict[str, Callable[[Program, Machine], Runner]] = {
     "full": Full,
     "compiled": Compiled,
     "piecewise": Piecewise,
+    "breakable": Breakable,
 }
