@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .case import DTYPES, FLOAT8, Case
+from .case import DTYPES, FLOAT8, MODES, Case
 
 TANH_KINDS = ("libm", "exp", "series", "approx")
 FORMATS = (*DTYPES, FLOAT8)
@@ -47,6 +47,10 @@ class NumericContract:
 class Candidate(Protocol):
     """An implementation under judgement.
 
+    One attribute is optional. `modes: tuple[str, ...]`: the execution modes in which its calls may run, of
+    `case.MODES`; without it only "eager". Whoever names "full" or "piecewise" says that a call may be captured once
+    and replayed on other values, and that a replay has the bits of a plain call on buffers of the same size.
+
     Two methods are optional. `notes() -> list[str]`: lines about where it runs, printed when a campaign starts.
     `plan_of(case) -> dict[str, int]`: how it lays out its launches for this case, as counts under names of its own;
     a campaign counts how many different ones it saw, and for each name how often it was not 0. By arithmetic on the
@@ -66,6 +70,19 @@ class Candidate(Protocol):
 
         merge_states returns its (out, lse); what the others return is not looked at.
         """
+
+
+def modes_of(candidate: Candidate) -> tuple[str, ...]:
+    """The execution modes that it offers."""
+    return tuple(getattr(candidate, "modes", MODES[:1]))
+
+
+def why_declined(candidate: Candidate, case: Case) -> str | None:
+    """Why the case is outside of what the candidate offers, its execution mode included; None if it is not."""
+    offered = modes_of(candidate)
+    if case.mode not in offered:
+        return f"mode {case.mode}: {candidate.name} offers {', '.join(offered)}"
+    return candidate.declines(case)
 
 
 def plan_of(candidate: Candidate, case: Case) -> dict[str, int]:

@@ -31,7 +31,9 @@ QUERY_BIASES = ("none", "chain", "tree", "deep", "dense")
 TREES = ("chain", "tree", "deep")  # of the query biases those that hide keys and add nothing
 RECIPES = ("normal", "needle", "one_hot", "extreme", "census", "tagged", "one_hot_full", "cancel")
 POISON_TIERS = "abcde"
-MODES = ("eager",)
+# How the calls of a case are executed (execution/modes.py): once and plainly, or captured and run again and again.
+MODES = ("eager", "full", "compiled", "piecewise", "breakable")
+REPLAYS = 6
 # Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).
 # Between several of a candidate's own runs.
 RELATIONS = (
@@ -106,6 +108,7 @@ class BatchShape:
     shared_blocks: int = 0  # leading pages that all requests share with the first one long enough
     repeated_blocks: bool = False  # every request of two pages or more has one of them in its table twice
     spare_blocks: bool = True  # the pool has pages that nobody owns, page 0 among them
+    pool_blocks: int = 0  # pages that the pool has at least: batches that come after each other share one pool
 
     @property
     def num_requests(self) -> int:
@@ -124,7 +127,8 @@ class Case:
     batch: BatchShape = field(default_factory=BatchShape)
     recipe: str = "normal"
     poison: str = POISON_TIERS
-    mode: str = "eager"
+    mode: str = MODES[0]
+    replays: int = REPLAYS  # in a mode other than eager: how often what was captured or compiled runs again
     check: str = "answer"
     seed: int = 0
 

@@ -46,6 +46,7 @@ def _complaints(case: Case) -> Iterator[str]:
     if spec.operation in ATTENTION_OPERATIONS:
         yield from _impossible_rules(spec)
     yield from _impossible_batch(batch)
+    yield from _impossible_mode(case)
     if (reason := why_not(case)) is not None:
         yield reason
 
@@ -125,8 +126,16 @@ def _impossible_batch(batch: BatchShape) -> Iterator[str]:
     for name in ("query_lens", "seq_lens"):
         for length in getattr(batch, name):
             yield from _below(name, length, 0)
-    for name in ("padding_tokens", "table_slack", "shared_blocks"):
+    for name in ("padding_tokens", "table_slack", "shared_blocks", "pool_blocks"):
         yield from _below(name, getattr(batch, name), 0)
+
+
+def _impossible_mode(case: Case) -> Iterator[str]:
+    yield from _below("replays", case.replays, 1)
+    if case.mode != MODES[0] and case.spec.far_pages:
+        yield f"mode: {case.mode} needs a second pool, for which far pages leave no room"
+    if case.mode != MODES[0] and case.check != "answer":
+        yield f"check: {case.check} is asked of plain calls, and the mode is {case.mode}"
 
 
 def _below(name: str, found: Any, smallest: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ from .campaign.findings import Stage
 from .campaign.shrinker import stage_of
 from .campaign.summary import JUDGE, Options
 from .campaign.worker import load_judge, refuse_drift
-from .case import Case
+from .case import MODES, Case
 from .case_rules import why_invalid
 from .environment import DEVICES, NoDevice, Unusable, choose_device, set_variables
 from .shrinking import shrink, symptom_of
@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--cases", type=positive(int), help="stop after so many cases")
     fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU at most 16 for each)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
+    fuzz.add_argument(
+        "--modes", type=modes, default=MODES, metavar="MODE,...", help=f"execution modes ({','.join(MODES)})"
+    )
     fuzz.add_argument("--nightly", action="store_true", help="cover all triples of features, not only all pairs")
     fuzz.add_argument(
         "--findings", type=Path, default=Path("findings"), metavar="DIR", help="where failing cases go (findings)"
@@ -115,9 +118,18 @@ def natural(text: str) -> int:
     return value
 
 
+def modes(text: str) -> tuple[str, ...]:
+    """For argparse: names of execution modes with commas between them."""
+    named = tuple(text.split(","))
+    unknown = [name for name in named if name not in MODES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)!r}, expected some of {', '.join(MODES)}")
+    return named
+
+
 def _fuzz(arguments: argparse.Namespace) -> int:
-    names = ("target", "device", "seconds", "seed", "workers", "cases", "findings", "past", "nightly", "shrink_seconds")
-    options = Options(**{name: getattr(arguments, name) for name in names})
+    names = ("target", "device", "seconds", "seed", "workers", "cases", "findings", "past", "modes", "nightly")
+    options = Options(**{name: getattr(arguments, name) for name in (*names, "shrink_seconds")})
     if arguments.json is not None and not arguments.json.parent.is_dir():
         return _stop("fuzz", f"--json: there is no folder {arguments.json.parent}", UNUSABLE)
     if arguments.json is not None and arguments.json.is_dir():

@@ -10,14 +10,15 @@ import torch
 from .adapters import target_of
 from .bound.evaluate import evaluate
 from .building.tensors import build
-from .candidate import Candidate, NumericContract
-from .case import Case
+from .candidate import Candidate, NumericContract, why_declined
+from .case import MODES, Case
 from .case_rules import why_invalid
 from .checks import CandidateError, Session, ask
 from .compare import compare
 from .diagnose import with_hints
 from .execution.eager import run
-from .verdict import Mismatch, Outcome, Verdict
+from .replays import judge_replays
+from .verdict import Outcome, Verdict, gravest
 
 SHOWN_TRACEBACK_LINES = 12
 
@@ -33,13 +34,19 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     if (reason := why_invalid(case)) is not None:
         raise ValueError(f"case: {reason}")
     try:
-        if (reason := candidate.declines(case)) is not None:
+        if (reason := why_declined(candidate, case)) is not None:
             return verdict(outcome=Outcome.DECLINED, reason=reason)
         contract = candidate.contract(case)
         if not isinstance(contract, NumericContract):
             raise TypeError(f"contract: found {type(contract).__name__}, expected a NumericContract")
     except Exception as error:
         return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error))
+    if case.mode != MODES[0]:
+        try:
+            judgement = judge_replays(case, candidate, contract, torch.device(device))
+        except CandidateError as error:
+            return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error.__cause__ or error))
+        return verdict(**vars(judgement))
     problem = build(case, torch.device(device))
     try:
         actual = run(candidate, problem)
@@ -57,7 +64,7 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     mismatches, ratios = compare(actual, expected, problem)
     if mismatches:
         mismatches = with_hints(problem, actual, expected, mismatches)
-        return verdict(outcome=_gravest(mismatches), check=mismatches[0].check, mismatches=mismatches, ratios=ratios)
+        return verdict(outcome=gravest(mismatches), check=mismatches[0].check, mismatches=mismatches, ratios=ratios)
     try:
         finding = ask(Session(candidate, contract, problem, actual, expected))
     except CandidateError as error:
@@ -65,15 +72,6 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     if finding is not None:
         return verdict(outcome=finding.outcome, check=case.check, reason=finding.reason, ratios=ratios)
     return verdict(outcome=Outcome.AGREES, ratios=ratios)
-
-
-def _gravest(mismatches: tuple[Mismatch, ...]) -> Outcome:
-    """The one word for several outputs: what was never written says most about its cause."""
-    found = {mismatch.outcome for mismatch in mismatches}
-    for outcome in (Outcome.UNWRITTEN, Outcome.POISONED, Outcome.DIFFERS):
-        if outcome in found:
-            return outcome
-    return Outcome.AGREES
 
 
 def _last_lines(error: BaseException) -> str:

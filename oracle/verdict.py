@@ -83,6 +83,7 @@ class Verdict:
     reason: str = ""  # of a decline, a crash, an out-of-bounds write, a case that was not judged
     mismatches: tuple[Mismatch, ...] = ()
     ratios: tuple[tuple[str, float], ...] = ()  # output -> largest observed error / bound; "out row z" -> z ...
+    counts: tuple[tuple[str, int], ...] = ()  # in a mode other than eager: "replays", "recompilations" that happened
 
     def __bool__(self) -> bool:
         raise TypeError("a Verdict has no truth value: look at .failed or .outcome, or call .require()")
@@ -121,6 +122,15 @@ class Verdict:
         """A shell line that writes the case and judges the same target on it again."""
         text = " ".join(line.strip() for line in self.case.to_json().splitlines())
         return f"echo {shlex.quote(text)} > CASE.json && {replay_command('CASE.json', self.target)}"
+
+
+def gravest(mismatches: tuple[Mismatch, ...]) -> Outcome:
+    """The one word for several outputs: what was never written says most about its cause."""
+    found = {mismatch.outcome for mismatch in mismatches}
+    for outcome in (Outcome.UNWRITTEN, Outcome.POISONED, Outcome.DIFFERS):
+        if outcome in found:
+            return outcome
+    return Outcome.AGREES
 
 
 def replay_command(path: str, target: str) -> str:

@@ -24,7 +24,7 @@ from pageproof.oracle.campaign.pairs import MODEL, PAIRS, Model, feasible
 from pageproof.oracle.campaign.parameters import Row
 from pageproof.oracle.campaign.tally import Tally, binned
 from pageproof.oracle.candidate import plan_of
-from pageproof.oracle.case import BatchShape, Case, Spec
+from pageproof.oracle.case import MODES, BatchShape, Case, Spec
 
 from . import campaign_helpers as helpers
 
@@ -190,7 +190,8 @@ def test_nightly_rows_follow_those_of_the_pairs(monkeypatch: pytest.MonkeyPatch)
     asked: list[Sequence[Row]] = []
 
     def more(model: Model, seed: int, rows: Sequence[Row], accepts: Accepts) -> list[Row]:
-        assert model.banned == {("q_dtype", "float8_e4m3fn")}
+        modes = {("mode", name) for name in MODES[1:]}  # the helper names none
+        assert model.banned == {("q_dtype", "float8_e4m3fn"), *modes}
         asked.append(tuple(rows))
         return [rows[3]]
 

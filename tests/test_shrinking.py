@@ -269,3 +269,11 @@ def test_a_symptom_is_neither_a_number_nor_a_shape() -> None:
 )
 def test_a_crash_is_told_by_what_was_raised(reason: str, direction: str) -> None:
     assert symptom_of(verdict(outcome=Outcome.CRASHED, check="", reason=reason)).direction == direction
+
+
+def test_a_mode_goes_where_a_plain_call_fails_alike_and_else_the_replays() -> None:
+    case = replace(large_case(), mode="piecewise", replays=5)
+    search = shrink(case, lambda trial: trial.spec.alibi, seconds=60.0)
+    assert (search.best.mode, search.best.replays) == ("eager", 6)
+    search = shrink(case, lambda trial: trial.mode == "piecewise" and trial.replays >= 2, seconds=60.0)
+    assert (search.best.mode, search.best.replays) == ("piecewise", 2)

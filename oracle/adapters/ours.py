@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..candidate import NumericContract
-from ..case import ATTENTION_OPERATIONS, FLOAT8, Case
+from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
 
 if TYPE_CHECKING:
     from ...optimized.tuning import PlanLimits
@@ -16,6 +16,8 @@ SPLIT_LEVELS, WHOLE = 16, 1 << 30  # as in optimized/kernels/plan.py
 
 class Ours:
     """`pageproof.optimized`, or a copy of it under another name (a mutant)."""
+
+    modes = MODES
 
     def __init__(self, package: ModuleType | None = None, name: str = "ours") -> None:
         if package is None:

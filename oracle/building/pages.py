@@ -46,7 +46,7 @@ def lay_out(case: Case) -> Pages:
     used = -(-seq_lens // block_size)
     needed = int(used.sum())
     spare = case.batch.spare_blocks
-    num_blocks = 1 + needed + max(2, needed // 8) if spare else max(1, needed)
+    num_blocks = pool_size(case)
     width = int(used.max(initial=0)) + case.batch.table_slack
     table = np.zeros((len(seq_lens), width), dtype=np.int32)
     order = np.argsort(host_hashes(case.seed, "pages", num_blocks - spare), kind="stable") + spare
@@ -61,6 +61,13 @@ def lay_out(case: Case) -> Pages:
     blocks = table[requests, indices // block_size].astype(np.int64)
     slots = blocks * block_size + indices % block_size
     return Pages(num_blocks, table, used, starts, requests, indices, slots)
+
+
+def pool_size(case: Case) -> int:
+    """The pages of the case's pool."""
+    needed = sum(-(-length // case.spec.block_size) for length in case.batch.seq_lens)
+    usual = 1 + needed + max(2, needed // 8) if case.batch.spare_blocks else max(1, needed)
+    return max(usual, case.batch.pool_blocks)
 
 
 def _share(table: NDArray[np.int32], case: Case) -> None:

@@ -15,6 +15,7 @@ from ..verdict import Outcome, Verdict
 from .findings import Failure
 from .lengths import sizes_for
 from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup, Trial, Tried
+from .offers import Plan
 from .pairs import MODEL, PAIRS, TRIPLES, Values, describe, feasible
 from .pool import START_SECONDS, Handle, Pool
 from .sampler import Group, made_up_group
@@ -114,7 +115,7 @@ class Controller:
             self.left -= group.count
         if group.row is None and self.summary.rows_done is None:
             self.summary.rows_done = time.monotonic() - self.started, self.summary.tally.cases
-        return Assignment(group=group, banned=self.summary.banned, stop_at=self.stop_at)
+        return Assignment(group=group, banned=self.summary.no_rows, stop_at=self.stop_at)
 
     def _made_up(self) -> Group | None:
         """Once all rows are judged, another for a pair that no judged case had: its cases were declined or left."""
@@ -129,7 +130,7 @@ class Controller:
             pair = self.lost_pairs.popleft()
             if self.summary.tally.pairs.missing(MODEL, [pair]):
                 self.summary.rows += 1
-                return made_up_group(self.options.seed, self.summary.rows, pair, self.summary.banned, self.sizes)
+                return made_up_group(self.options.seed, self.summary.rows, pair, self.summary.no_rows, self.sizes)
         return None
 
     def _hear(self, handle: Handle) -> None:
@@ -156,11 +157,15 @@ class Controller:
 
     def _follow(self, message: Planned) -> None:
         plan = message.plan
-        self.summary.rows, self.summary.banned = len(plan.rows), plan.banned
-        self.summary.feasible = frozenset(feasible(MODEL, PAIRS, plan.rows))
+        self.summary.rows, self.summary.left_out = len(plan.rows), plan.left_out
+        self.summary.banned = plan.banned - plan.left_out
+        self.summary.feasible = self._to_cover(PAIRS, plan)
         if self.options.nightly:
-            self.summary.feasible_triples = frozenset(feasible(MODEL, TRIPLES, plan.rows))
+            self.summary.feasible_triples = self._to_cover(TRIPLES, plan)
         self.groups = plan.groups(self.options.seed, self.sizes)
+
+    def _to_cover(self, strength: int, plan: Plan) -> frozenset[Values]:
+        return frozenset(values for values in feasible(MODEL, strength, plan.rows) if not values & plan.left_out)
 
     def _add(self, handle: Handle, report: Report) -> None:
         self.fruitless = 0

@@ -12,7 +12,10 @@ from .tally import Tally
 
 SHOWN_VALUES = 16  # of a kind, those with the most cases
 SHOWN_MISSING = 3
-_SHOWN = ("operation", "dtype", "float8", "cache_layout", "block_size", "head_size", "group_size", "recipe", "check")
+_SHOWN = (
+    *("operation", "dtype", "float8", "cache_layout", "block_size", "head_size", "group_size", "recipe", "check"),
+    "mode",
+)
 
 
 def lines(summary: Summary) -> str:
@@ -22,7 +25,13 @@ def lines(summary: Summary) -> str:
         return ""
     by_name = _values(tally)
     shown = [f"{name}: {_spoken(by_name[name])}" for name in _SHOWN if name in by_name]
-    counts = [_missing_line(summary), _triples_line(summary), _events_line(summary), _keys_line(tally)]
+    counts = [
+        _modes_line(tally),
+        _missing_line(summary),
+        _triples_line(summary),
+        _events_line(summary),
+        _keys_line(tally),
+    ]
     return "\n".join(["cases (in brackets) with each value:", *shown, *filter(None, [*counts, _plans_line(tally)])])
 
 
@@ -37,6 +46,7 @@ def body(summary: Summary) -> dict[str, Any]:
             "rows": summary.rows,
             "missing": sorted(describe(pair) for pair in summary.pairs_missing),
         },
+        "modes": {mode: {"cases": tally.values["mode", mode], **_ran(tally, mode)} for mode in summary.options.modes},
         "triples": {"covered": summary.triples_covered, "feasible": len(summary.feasible_triples)},
         "values": {name: dict(counts.most_common()) for name, counts in _values(tally).items()},
         "features": {
@@ -84,6 +94,16 @@ def _missing_line(summary: Summary) -> str:
         return ""
     examples = ", ".join(f"({pair})" for pair in sorted(map(describe, missing))[:SHOWN_MISSING])
     return f"NOT ALL PAIRS of features were covered: {len(missing):,} are missing, such as {examples}"
+
+
+def _ran(tally: Tally, mode: str) -> dict[str, int]:
+    return {what: times for (name, what), times in sorted(tally.ran.items()) if name == mode}
+
+
+def _modes_line(tally: Tally) -> str:
+    """What was really replayed, and compiled again."""
+    ran = [f"{mode} {times:,} {what}" for (mode, what), times in sorted(tally.ran.items())]
+    return f"modes, what really ran: {', '.join(ran)}" if ran else ""
 
 
 def _triples_line(summary: Summary) -> str:

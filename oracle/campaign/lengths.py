@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..case import ATTENTION_OPERATIONS, BatchShape, Spec
+from ..case import ATTENTION_OPERATIONS, REPLAYS, BatchShape, Spec
 from .traits import LONG, SPECULATIVE, TILES
 
 Request = tuple[int, int]  # (new tokens, keys)
@@ -46,6 +46,7 @@ class Sizes:
     cases_per_key: int  # of the random phase
     far_share: float  # of the compile keys with pages past 2**31 elements
     check_share: float  # of the cases that are asked one thing beyond the answer
+    replays: int  # of a case in a mode other than eager
     reads_share: float  # of the random cases that ask for nothing else: the read set, which only the interpreter shows
 
 
@@ -67,6 +68,7 @@ INTERPRETED = Sizes(
     cases_per_key=3,
     far_share=0.0,
     check_share=1 / 6,
+    replays=3,
     reads_share=0.1,
 )
 # A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
@@ -87,6 +89,7 @@ COMPILED = Sizes(
     cases_per_key=200,
     far_share=0.03,
     check_share=1 / 6,
+    replays=REPLAYS,
     reads_share=0.0,
 )
 

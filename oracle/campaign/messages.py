@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..case import Case
+from ..case import MODES, Case
 from ..verdict import Verdict
 from .findings import Failure, Signature
 from .offers import Plan
@@ -25,6 +25,7 @@ class Setup:
     judge: str  # module:function
     inflight: Path
     nightly: bool = False  # triples of features as well as pairs
+    modes: tuple[str, ...] = MODES
 
 
 @dataclass(frozen=True, kw_only=True)

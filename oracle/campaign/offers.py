@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from ..candidate import Candidate
+from ..candidate import Candidate, modes_of, why_declined
+from ..case import MODES
 from .covering import Accepts, covering_array, more_rows_for_triples
 from .lengths import Sizes
 from .pairs import Model, Trait
@@ -21,14 +22,15 @@ DRAWS = 2000  # rows tried for the first of them
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The rows that cover all pairs, or triples, of what the target offers, and the values that it never accepted."""
+    """The rows that cover all pairs, or triples, of what the target offers, and the values that no row has."""
 
     rows: tuple[Row, ...]
     banned: frozenset[Trait]
+    left_out: frozenset[Trait] = frozenset()  # of these, what was not asked: execution modes
 
     @property
     def model(self) -> Model:
-        """Of random rows: all values but those that the target never accepted."""
+        """Of random rows: all values but those."""
         return Model(extra=True, banned=self.banned)
 
     def groups(self, seed: int, sizes: Sizes) -> Iterator[Group]:
@@ -37,30 +39,37 @@ class Plan:
         yield from (random_group(seed, index, sizes) for index in count())
 
 
-def make_plan(candidate: Candidate, seed: int, sizes: Sizes, *, nightly: bool = False) -> Plan:
-    """Rows of all pairs, then, nightly, those of all triples besides.
+def make_plan(
+    candidate: Candidate, seed: int, sizes: Sizes, *, modes: Sequence[str] = MODES, nightly: bool = False
+) -> Plan:
+    """Rows of all pairs, then, nightly, those of all triples besides, in those of the modes that the target offers.
 
     The same for the same seed and candidate; a ValueError if the candidate declines everything."""
     accepts = _accepts(candidate, sizes)
-    wide = Model(extra=True)
-    banned = _declined_values(wide, accepts, random.Random(f"{seed}:offers"), lambda: _reason(candidate, seed, sizes))
+    left_out = frozenset(("mode", mode) for mode in MODES if mode not in modes or mode not in modes_of(candidate))
+    wide = Model(extra=True, banned=left_out)
+    banned = left_out | _declined_values(
+        wide, accepts, random.Random(f"{seed}:offers"), lambda: _reason(candidate, seed, sizes)
+    )
     model = Model(banned=banned)
     rows = covering_array(model, seed, accepts)
     if nightly:
         rows += more_rows_for_triples(model, seed, rows, accepts)
-    return Plan(rows=tuple(rows), banned=banned)
+    return Plan(rows=tuple(rows), banned=banned, left_out=left_out)
 
 
 def _accepts(candidate: Candidate, sizes: Sizes) -> Accepts:
     def accepts(row: Row) -> bool:
-        return candidate.declines(realise(row, random.Random(0), sizes)) is None
+        return why_declined(candidate, realise(row, random.Random(0), sizes)) is None
 
     return accepts
 
 
 def _reason(candidate: Candidate, seed: int, sizes: Sizes) -> str:
     case = realise(random_row(Model(), random.Random(seed)), random.Random(0), sizes)
-    return f"{candidate.name} declines all of {DRAWS} random cases, one of them because: {candidate.declines(case)}"
+    return (
+        f"{candidate.name} declines all of {DRAWS} random cases, one of them because: {why_declined(candidate, case)}"
+    )
 
 
 def _declined_values(model: Model, accepts: Accepts, rng: random.Random, reason: Callable[[], str]) -> frozenset[Trait]:

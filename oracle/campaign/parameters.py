@@ -17,6 +17,7 @@ from ..case import (
     DTYPES,
     FLOAT8,
     MLA_CACHE_LAYOUTS,
+    MODES,
     OPERATIONS,
     QUERY_BIASES,
     RECIPES,
@@ -115,6 +116,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     _parameter("shared_blocks", (False, True), _ATTENTION, within_key="free", off=False),
     _parameter("repeated_blocks", (False, True), _ATTENTION, within_key="free", off=False),
     _parameter("spare_blocks", (True, False), _PAGED, within_key="free", off=True),
+    _parameter("mode", MODES, _ALL, within_key="free", off=MODES[0]),
 )
 BY_NAME: Mapping[str, Parameter] = {parameter.name: parameter for parameter in PARAMETERS}
 

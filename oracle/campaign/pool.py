@@ -133,6 +133,7 @@ def make_setups(options: Options, workers: int, devices: list[str]) -> list[Setu
             judge=options.judge,
             inflight=options.findings / f"inflight-{number}.json",
             nightly=options.nightly,
+            modes=options.modes,
         )
         for number in range(workers)
     ]

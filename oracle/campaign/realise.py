@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from ..case import BatchShape, Case, Spec
+from ..case import MODES, REPLAYS, BatchShape, Case, Spec
 from ..case_rules import why_invalid
 from .lengths import Batches, Sizes, spread
 from .parameters import NONE, NOT_APPLICABLE, SAME, Row, Value
@@ -47,7 +47,9 @@ def _case(row: Row, rng: random.Random, sizes: Sizes, long: bool) -> Case:
         spare_blocks=row["spare_blocks"] is not False,
     )
     spec = _measured(spec, row, batch, rng)
-    return Case(spec=spec, batch=batch, recipe=str(row["recipe"]), seed=rng.getrandbits(32))
+    mode = str(row["mode"])
+    replays = REPLAYS if mode == MODES[0] else sizes.replays
+    return Case(spec=spec, batch=batch, recipe=str(row["recipe"]), mode=mode, replays=replays, seed=rng.getrandbits(32))
 
 
 def _spec(row: Row, rng: random.Random) -> Spec:

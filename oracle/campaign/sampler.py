@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..case import FLOAT8, Case
+from ..case import FLOAT8, MODES, Case
 from ..case_checks import applicable
 from .lengths import Sizes, total_work
 from .pairs import Model, Trait, Values
@@ -36,6 +36,7 @@ _WEIGHTS: dict[str, dict[Value, float]] = {
     "batch": {"mixed": 2, "decode": 2, "overhang": 0.5, "nothing": 0.15, "extremes": 0.15},
     "padding": {"both": 0.5},
     "repeated_blocks": {False: 0.7},
+    "mode": {MODES[0]: 0.6},
 }
 
 
@@ -67,15 +68,18 @@ class Group:
             yield from (realise(dict(self.row), rng, sizes) for _ in range(self.count))
             return
         base = _random_base(model, rng, sizes)
-        far = rng.random() < sizes.far_share and _may_be_far(base)
+        far = rng.random() < sizes.far_share and _may_be_far(base) and ("mode", MODES[0]) not in model.banned
         for _ in range(self.count):
             case = _affordable_case(model, base, rng, sizes)
-            yield case.with_spec(far_pages=True) if far else case
+            yield replace(case, mode=MODES[0]).with_spec(far_pages=True) if far else case
 
 
 def with_check(case: Case, rng: random.Random, sizes: Sizes) -> Case:
-    """The case, or a share of the time the same case asked one of the relations that say something of it."""
-    asked, drawn = rng.random() < sizes.check_share, rng.random()
+    """The case, or a share of the time the same case asked one of the relations that say something of it.
+
+    Only of plain calls: a case in another mode is asked about its replays.
+    """
+    asked, drawn = rng.random() < sizes.check_share and case.mode == MODES[0], rng.random()
     offered = applicable(case) if asked else ()
     return replace(case, check=offered[int(drawn * len(offered))]) if offered else case
 
@@ -83,7 +87,7 @@ def with_check(case: Case, rng: random.Random, sizes: Sizes) -> Case:
 def with_reads(case: Case, rng: random.Random, sizes: Sizes) -> Case:
     """The case, or a share of the time, if it asks for nothing else, the same case asked for its read set."""
     asked = rng.random() < sizes.reads_share
-    return replace(case, check="reads") if asked and case.check == "answer" else case
+    return replace(case, check="reads") if asked and case.check == "answer" and case.mode == MODES[0] else case
 
 
 def _may_be_far(row: Row) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..case import Case
+from ..case import MODES, Case
 from ..verdict import Verdict
 from .event_pairs import Reachable, reachable
 from .events import NONE
@@ -31,6 +31,7 @@ class Options:
     cases: int | None = None  # stop after so many
     findings: Path = Path("findings")
     nightly: bool = False  # cover all triples of features, not only all pairs
+    modes: tuple[str, ...] = MODES  # the execution modes of drawn cases
     past: Path | None = None  # where the failing cases of earlier campaigns are, to begin with; None: in `findings`
     shrink_seconds: float = 60.0  # for making findings small, after the last case was drawn; 0: not at all
     case_seconds: float = 180.0  # after which a case counts as timed out; compiling its kernels is included
@@ -58,10 +59,16 @@ class Summary:
     feasible: frozenset[Values] = frozenset()
     feasible_triples: frozenset[Values] = frozenset()  # empty unless the campaign covers triples
     banned: frozenset[Trait] = frozenset()  # values of which the target accepted none
+    left_out: frozenset[Trait] = frozenset()  # execution modes that were not asked for, or are not offered
     rows_done: tuple[float, int] | None = None  # seconds and cases when the last row's group had been handed out
     abandoned: int = 0  # groups left because they cost too many workers
     interrupted: bool = False
     broken: str = ""  # why the campaign could not go on, if it could not
+
+    @property
+    def no_rows(self) -> frozenset[Trait]:
+        """Values that no row has."""
+        return self.banned | self.left_out
 
     @property
     def pairs_covered(self) -> int:

@@ -40,6 +40,7 @@ class Tally:
     keys: set[Spec] = field(default_factory=set)  # compile keys
     tokens: Counter[int] = field(default_factory=Counter)  # tokens of a case -> cases
     visible: Counter[int] = field(default_factory=Counter)  # keys that one token of a case sees at most -> cases
+    ran: Counter[tuple[str, str]] = field(default_factory=Counter)  # (mode, "replays" ...) -> how many, really
     worst: dict[Label, tuple[float, Case]] = field(default_factory=dict)  # largest observed/bound of what agrees
     spread: dict[Label, Counter[int]] = field(default_factory=dict)  # bin of a case's largest (`spread`) -> cases
 
@@ -69,6 +70,7 @@ class Tally:
         self.keys.add(compile_key(case.spec))
         self.tokens[case.batch.num_tokens] += 1
         self.visible[visible_keys(case)] += 1
+        self.ran.update({(case.mode, what): times for what, times in verdict.counts})
         if verdict.outcome is Outcome.AGREES:
             for output, ratio in verdict.ratios:
                 label = formats(case.spec), output
@@ -78,7 +80,7 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         self.cases += other.cases
-        for name in ("outcomes", "declined", "not_judged", "features", "values", "plans", "tokens", "visible"):
+        for name in ("outcomes", "declined", "not_judged", "features", "values", "plans", "tokens", "visible", "ran"):
             getattr(self, name).update(getattr(other, name))
         self.pairs.merge(other.pairs)
         self.triples.merge(other.triples)

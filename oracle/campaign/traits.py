@@ -22,7 +22,7 @@ LONG = 1024  # keys of a case that counts as long
 def traits(case: Case) -> frozenset[tuple[str, Value]]:
     """(parameter, value) for everything that applies to this case."""
     spec = case.spec
-    found: set[tuple[str, Value]] = {("operation", spec.operation), ("recipe", case.recipe)}
+    found: set[tuple[str, Value]] = {("operation", spec.operation), ("recipe", case.recipe), ("mode", case.mode)}
     found.update((name, value) for name, value in _plain(spec))
     found.update(("batch", kind) for kind in batch_kinds(case.batch))
     found.add(("padding", _padding(case.batch)))

@@ -105,7 +105,8 @@ class _Worker:
 
     def plan(self, request: PlanRequest) -> Planned | Refused:
         try:
-            return Planned(plan=make_plan(self.candidate, request.seed, self.sizes, nightly=self.setup.nightly))
+            modes, nightly = self.setup.modes, self.setup.nightly
+            return Planned(plan=make_plan(self.candidate, request.seed, self.sizes, modes=modes, nightly=nightly))
         except ValueError as error:
             return Refused(reason=str(error))
 

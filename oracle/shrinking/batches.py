@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
-from ..case import RECIPES, BatchShape, Case
+from ..case import MODES, RECIPES, REPLAYS, BatchShape, Case
 from .reducing import Trials, fewest, first_of, lowest
 
 Request = tuple[int, int]  # (new tokens, keys)
@@ -37,7 +37,7 @@ def _fewer_requests(case: Case) -> Trials[Case]:
 
 
 def _plainer_data(case: Case) -> Trials[Case]:
-    """Nothing extra in the batch, normal values, seed 0, only the answer checked, nothing poisoned."""
+    """Nothing extra in the batch, normal values, seed 0, a plain call, only the answer checked, nothing poisoned."""
     plain = _plain_parts(case)
 
     def case_with(kept: Sequence[str]) -> Case:
@@ -49,6 +49,10 @@ def _plainer_data(case: Case) -> Trials[Case]:
         less = yield from lowest(held, (1,), partial(_with_extra, case, name))
         case = _with_extra(case, name, less)
     case = _with_poison(case, (yield from fewest(case.poison, partial(_with_poison, case))))
+    if case.mode != MODES[0]:
+        case = _with_replays(
+            case, (yield from lowest(case.replays, range(1, case.replays), partial(_with_replays, case)))
+        )
     simpler = RECIPES[: RECIPES.index(case.recipe)]
     return _with_recipe(case, (yield from first_of(simpler, case.recipe, partial(_with_recipe, case))))
 
@@ -61,6 +65,10 @@ def _with_poison(case: Case, tiers: Sequence[str]) -> Case:
     return replace(case, poison="".join(tiers))
 
 
+def _with_replays(case: Case, replays: int) -> Case:
+    return replace(case, replays=replays)
+
+
 def _with_recipe(case: Case, name: str) -> Case:
     return replace(case, recipe=name)
 
@@ -71,13 +79,14 @@ def _with_width(case: Case, name: str, width: int) -> Case:
 
 def _plain_parts(case: Case) -> dict[str, Any]:
     """What is not as plain as it could be, by name, and how it would be."""
-    plain = {"recipe": RECIPES[0], "check": "answer", "poison": "", "seed": 0}
+    plain = {"recipe": RECIPES[0], "mode": MODES[0], "check": "answer", "poison": "", "seed": 0}
     parts = {name: value for name, value in plain.items() if getattr(case, name) != value}
     return parts | {name: getattr(BatchShape(), name) for name in _extras(case.batch)}
 
 
 def _with_parts(case: Case, parts: dict[str, Any]) -> Case:
     batch = {name: value for name, value in parts.items() if hasattr(case.batch, name)}
+    parts = {**parts, "replays": REPLAYS} if "mode" in parts else parts  # a plain call has none
     return replace(case, **{name: parts[name] for name in parts if name not in batch}).with_batch(**batch)
 
 

@@ -1,0 +1,7 @@
+"""Cases in a mode other than eager: a step captured or compiled once, and run again on one batch after the other."""
+
+from __future__ import annotations
+
+from .judging import Judgement, judge_replays
+
+__all__ = ["Judgement", "judge_replays"]

@@ -1,0 +1,106 @@
+"""The tensors of one step, and persistent ones that hold one step after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..building.guards import Guards
+from ..building.problem import Problem
+from ..building.tensors import build
+from ..case import ATTENTION_OPERATIONS
+from ..checks.memory import bits_of
+from ..execution.program import Call, Program
+from .sequence import Step
+from .writing import Writing, writing_of
+
+CACHES = ("k_cache", "v_cache", "latent_cache")
+
+
+@dataclass
+class InMemory:
+    """A step in memory: as built, it is what everything but the outputs has to be afterwards as well."""
+
+    problem: Problem
+    writing: Writing | None  # the KV update in the same step
+
+    @property
+    def caches(self) -> dict[str, Tensor]:
+        return {name: self.problem.arguments[name] for name in CACHES if name in self.problem.arguments}
+
+    def unwrite(self) -> None:
+        """Take out of the caches what the step's own update has to bring."""
+        if self.writing is not None:
+            self.writing.put(self.caches, self.writing.stale)
+
+    def program(self, call: Call) -> Program:
+        problem, writing = self.problem, self.writing
+        # A dict of its own: what a candidate does to it must not reach what the answer is made from.
+        plain = Program(call, problem.case.spec.operation, dict(problem.arguments), problem.outputs)
+        if writing is None:
+            return plain
+        given = {**writing.rows, **self.caches, "slot_mapping": writing.slot_mapping, "scales": writing.scales}
+        return replace(plain, update=writing.operation, update_arguments=given)
+
+
+@torch.no_grad()
+def tensors_of(step: Step, device: torch.device, *, updates: bool) -> InMemory:
+    """The tensors of a step; `updates`: attention comes after a KV update of the candidate's."""
+    problem = build(step.case, device)
+    if "slot_mapping" in problem.arguments:
+        problem = _padded_slots(problem)
+    if step.case.spec.operation not in ATTENTION_OPERATIONS or not (updates or step.rewrites):
+        return InMemory(problem, None)
+    made = InMemory(problem, None)
+    writing = writing_of(problem, made.caches, rewrites=step.rewrites)
+    if step.rewrites:  # the rejected tokens' values are those of the case itself
+        writing = replace(writing, **_exchanged(writing))
+        writing.put(made.caches, writing.finished)
+        problem = replace(problem, guards=Guards.over(problem.guards.watches))
+    return InMemory(problem, writing if updates else None)
+
+
+class Buffers(InMemory):
+    """Persistent tensors of one bucket, refilled between replays; their addresses never change."""
+
+    def refill(self, step: InMemory) -> Guards:
+        """Everything as `step` has it; what the memory is to be afterwards, outputs aside."""
+        mine, theirs = dict(_leaves(self.problem.arguments)), dict(_leaves(step.problem.arguments))
+        for name, tensor in mine.items():
+            bits_of(tensor).copy_(bits_of(theirs[name]).reshape(tensor.shape))
+        if self.writing is not None and step.writing is not None:
+            for name, rows in self.writing.rows.items():
+                rows.copy_(step.writing.rows[name])
+            self.writing.slot_mapping.copy_(step.writing.slot_mapping)
+        guards = Guards.over(self.problem.guards.watches)
+        if step.writing is not None:
+            step.writing.put(self.caches, step.writing.stale)
+        return guards
+
+
+def _exchanged(writing: Writing) -> dict[str, Any]:
+    """The update that brings what is stale, over what is finished."""
+    rows = {name: -tensor for name, tensor in writing.rows.items()}
+    return {"finished": writing.stale, "stale": writing.finished, "rows": rows}
+
+
+def _padded_slots(problem: Problem) -> Problem:
+    """With a slot for every row of the bucket, -1 past the step's own."""
+    given = problem.arguments["slot_mapping"]
+    whole = torch.full((problem.case.batch.num_tokens,), -1, dtype=torch.int64, device=given.device)
+    whole[: len(given)] = given
+    return replace(problem, arguments={**problem.arguments, "slot_mapping": whole})
+
+
+def _leaves(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in the arguments, by the names that lead to it."""
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif is_dataclass(value):
+            parts = {item.name: getattr(value, item.name) for item in fields(value)}
+            yield from _leaves(parts, f"{prefix}{name}.")

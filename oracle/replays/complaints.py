@@ -1,0 +1,64 @@
+"""What is wrong after one run of a step: outputs, caches, bytes that are nobody's to change, bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..bound.evaluate import Expected
+from ..building.guards import Guards
+from ..building.problem import Problem
+from ..compare import Ratios, compare
+from ..diagnose import with_hints
+from ..verdict import Mismatch, Outcome, gravest
+from .buffers import InMemory
+
+Outputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complaint:
+    outcome: Outcome
+    reason: str = ""
+    mismatches: tuple[Mismatch, ...] = ()
+
+
+def complaint_of(
+    ran: InMemory, wanted: InMemory, outputs: Outputs, guards: Guards, expected: Expected
+) -> tuple[Complaint | None, Ratios]:
+    """What is wrong in the memory that a step ran in, and its outputs' largest errors in units of their bounds.
+
+    `wanted`: the step as built, its caches as they should be now.
+    """
+    if ran.writing is not None and ran is not wanted:
+        wrong = _different(ran.caches, wanted.caches, _as_update(wanted))
+        if wrong:
+            return Complaint(outcome=Outcome.DIFFERS, reason="the caches after the KV update", mismatches=wrong), ()
+    if (violation := guards.violations()) is not None:
+        return Complaint(outcome=Outcome.OUT_OF_BOUNDS, reason=violation), ()
+    mismatches, ratios = compare(dict(outputs), expected, wanted.problem)
+    if not mismatches:
+        return None, ratios
+    mismatches = with_hints(wanted.problem, dict(outputs), expected, mismatches)
+    return Complaint(outcome=gravest(mismatches), mismatches=mismatches), ratios
+
+
+def other_bits(found: Outputs, wanted: Outputs, problem: Problem, what: str) -> Complaint | None:
+    """`found` has the bits of `wanted`; if not, the reason begins with `what`."""
+    wrong = _different(found, wanted, problem)
+    return Complaint(outcome=Outcome.DIFFERS, reason=what, mismatches=wrong) if wrong else None
+
+
+def _different(found: Outputs, wanted: Outputs, problem: Problem) -> tuple[Mismatch, ...]:
+    dtypes = {name: tensor.dtype for name, tensor in wanted.items()}
+    exact = Expected(values=dict(wanted), bounds={}, dtypes=dtypes, exact=True)
+    return compare(dict(found), exact, problem)[0]
+
+
+def _as_update(wanted: InMemory) -> Problem:
+    """The step's problem with what names a place in a cache."""
+    assert wanted.writing is not None
+    arguments = {**wanted.problem.arguments, "slot_mapping": wanted.writing.slot_mapping}
+    return replace(wanted.problem, arguments=arguments, pristine=wanted.caches)

@@ -1,0 +1,131 @@
+"""The steps that a case in a mode other than eager goes through: cases of the same spec, made from the case alone.
+
+As in an engine one bucket's buffers hold every step: tokens and requests are padded up to powers of two, the block
+table is as wide and the pool as large as the largest step needs. A second, smaller bucket is captured into the same
+memory after it, and the two take turns.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from ..building.pages import pool_size
+from ..case import ATTENTION_OPERATIONS, MODES, REPLAYS, BatchShape, Case
+from .profiles import PROFILES, Limits, Request, profile
+
+OWN, REWRITTEN = "the case's own batch", "the same batch, rejected: other values in its slots"
+CAPTURED = ("longest", "one token", "full", "empty")  # far off from most others in whatever a capture freezes
+LARGE, SMALL = 0, 1
+FEWEST_KEYS, LEAST_WORK = 16, 64  # for the steps of cases that have next to nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One filling of a bucket's buffers."""
+
+    profile: str
+    case: Case  # an eager one, padded to the bucket
+    bucket: int  # LARGE or SMALL
+    rewrites: bool = False  # the case's new tokens come again: their slots hold other values than they bring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    captured: tuple[Step, Step]  # what the buffers hold while they are captured: the large bucket's, the small one's
+    replayed: tuple[Step, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    profile: str
+    requests: tuple[Request, ...]
+    bucket: int
+
+
+def steps_of(case: Case) -> Steps:
+    """What is captured and what is replayed; fewer `case.replays` are the first ones of as many as usual."""
+    rng = random.Random(f"{case.seed}:replays")
+    limits = _limits(case)
+    capturing = rng.sample(CAPTURED, 2)
+    drawn = [_draw(kind, limits, bucket, rng) for bucket, kind in enumerate(capturing)]
+    drawn += _replayed(case, limits, [kind for kind in PROFILES if kind != capturing[LARGE]], rng)
+    shapes = [_shape(case, step, limits) for step in drawn]
+    width = max(_pages(case, shape) + shape.table_slack for shape in shapes)
+    pool = max(pool_size(replace(case, batch=shape)) for shape in shapes)
+    steps = [
+        _step(case, step, _widened(case, shape, width, pool), number)
+        for number, (step, shape) in enumerate(zip(drawn, shapes, strict=True))
+    ]
+    return Steps(captured=(steps[0], steps[1]), replayed=tuple(steps[2 : 2 + case.replays]))
+
+
+def _limits(case: Case) -> Limits:
+    batch = case.batch
+    work = sum(n * length for n, length in zip(batch.query_lens, batch.seq_lens, strict=True))
+    return Limits(
+        tokens=_power_of_two(batch.num_tokens),
+        requests=_power_of_two(batch.num_requests),
+        keys=max(FEWEST_KEYS, *batch.seq_lens, 0),
+        work=max(LEAST_WORK, work // 2),
+        all_keys=max(LEAST_WORK, sum(batch.seq_lens)),
+    )
+
+
+def _power_of_two(number: int) -> int:
+    """The next one, at least 2, so that there is a smaller bucket."""
+    return max(2, 1 << (number - 1).bit_length())
+
+
+def _replayed(case: Case, limits: Limits, kinds: Sequence[str], rng: random.Random) -> Iterator[_Drawn]:
+    """Other steps, the case's own among them: early, rewritten after the small bucket had its turn, and at the end."""
+    requests = tuple(zip(case.batch.query_lens, case.batch.seq_lens, strict=True))
+    own = _Drawn(profile=OWN, requests=requests, bucket=LARGE)
+    others = list(rng.sample(kinds, len(kinds)))
+    attends = case.spec.operation in ATTENTION_OPERATIONS
+    for position in range(max(case.replays, REPLAYS)):
+        if position % 4 == 1:
+            yield own
+        elif position == 3 and attends:
+            yield replace(own, profile=REWRITTEN)
+        else:
+            bucket = SMALL if position % 4 == 2 else LARGE
+            yield _draw(others[position % len(others)], limits, bucket, rng)
+
+
+def _draw(kind: str, limits: Limits, bucket: int, rng: random.Random) -> _Drawn:
+    fitting = limits.halved() if bucket == SMALL else limits
+    return _Drawn(profile=kind, requests=profile(kind, fitting, rng), bucket=bucket)
+
+
+def _shape(case: Case, step: _Drawn, limits: Limits) -> BatchShape:
+    """The step's requests, padded to its bucket's tokens and requests."""
+    fitting = limits.halved() if step.bucket == SMALL else limits
+    requests = (*step.requests, *((0, 0),) * (fitting.requests - len(step.requests)))
+    own = step.profile in (OWN, REWRITTEN)
+    return replace(
+        case.batch,
+        query_lens=tuple(n for n, _ in requests),
+        seq_lens=tuple(length for _, length in requests),
+        padding_tokens=fitting.tokens - sum(n for n, _ in requests),
+        table_slack=case.batch.table_slack if own else 0,
+    )
+
+
+def _pages(case: Case, shape: BatchShape) -> int:
+    """Of its longest request."""
+    return -(-max(shape.seq_lens, default=0) // case.spec.block_size)
+
+
+def _widened(case: Case, shape: BatchShape, width: int, pool: int) -> BatchShape:
+    return replace(shape, table_slack=width - _pages(case, shape), pool_blocks=pool)
+
+
+def _step(case: Case, drawn: _Drawn, shape: BatchShape, number: int) -> Step:
+    """Values, pages and slots of its own, but for the case's own batch, which keeps the case's seed."""
+    rewrites = drawn.profile == REWRITTEN
+    own = drawn.profile == OWN or rewrites
+    seed = case.seed if own else random.Random(f"{case.seed}:replays:{number}").getrandbits(32)
+    plain = replace(case, batch=shape, mode=MODES[0], replays=REPLAYS, seed=seed)
+    return Step(profile=drawn.profile, case=plain, bucket=drawn.bucket, rewrites=rewrites)
