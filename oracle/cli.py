@@ -69,7 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU at most 16 for each)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
     fuzz.add_argument(
-        "--modes", type=modes, default=MODES, metavar="MODE,...", help=f"execution modes ({','.join(MODES)})"
+        "--modes",
+        type=modes,
+        default=("eager",),
+        metavar="MODE,...",
+        help=f"execution modes of drawn cases: one or more of {','.join(MODES)} (eager)",
     )
     fuzz.add_argument("--nightly", action="store_true", help="cover all triples of features, not only all pairs")
     fuzz.add_argument(
