@@ -16,6 +16,7 @@ from pageproof.oracle.building.tensors import build
 from pageproof.oracle.campaign import lengths
 from pageproof.oracle.campaign.pairs import Model
 from pageproof.oracle.campaign.sampler import random_group
+from pageproof.oracle.case import MODES
 from pageproof.oracle.checks import CandidateError
 from pageproof.oracle.checks.reads import NOTHING_RAN, wrong_accesses
 from pageproof.oracle.execution.tracing import NEEDS_INTERPRETER, why_untraceable
