@@ -43,8 +43,7 @@ def num_splits(span: Tensor, contract: NumericContract) -> Tensor:
 
 def exponent_steps(span: Tensor, contract: NumericContract) -> Tensor:
     """What every tile and split adds to the exponent of a weight: the error of one exp and its two roundings."""
-    tiles = num_tiles(span, contract) if contract.split_keys is None else _tiles_and_splits(span, contract)
-    return (tiles + 2) * (contract.exp_error + 2 * U)
+    return (num_tiles(span, contract) + num_splits(span, contract) + 2) * (contract.exp_error + 2 * U)
 
 
 def merging_error(lse: Tensor, maximum: Tensor, rules: Rules, contract: NumericContract) -> Tensor | None:
@@ -127,7 +126,3 @@ def _bias_error(answer: Answer, rules: Rules) -> Tensor:
             error = step if error is None else error + step
     assert error is not None
     return U * error
-
-
-def _tiles_and_splits(span: Tensor, contract: NumericContract) -> Tensor:
-    return num_tiles(span, contract) + num_splits(span, contract)

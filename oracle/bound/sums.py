@@ -15,7 +15,7 @@ from ...reference.attention import Answer, scatter, weigh
 from ...reference.problem import Rules
 from ..candidate import NumericContract
 from .formats import EXACT, FLUSH, TF32, Format, format_of
-from .scores import Operands, num_splits, num_tiles, score_errors
+from .scores import Operands, score_errors
 
 _SCALARS = ("lse", "maximum", "denominator", "num_keys", "span", "gained", "least", "largest", "effective_keys")
 
@@ -119,6 +119,3 @@ def probability_format(contract: NumericContract) -> Format:
     if contract.p_dtype == "float32":
         return Format(TF32, 0.0, float("inf")) if contract.tf32 else EXACT
     return format_of(contract.p_dtype)
-
-
-__all__ = ["Collector", "RowSums", "num_splits", "num_tiles", "probability_format"]
