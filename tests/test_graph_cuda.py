@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 
@@ -37,6 +38,23 @@ def test_nodes_and_replays_are_counted(backend: CudaBackend) -> None:
     graph.release()
     with pytest.raises(ReplayError):
         graph.replay()
+
+
+def test_a_graph_that_died_in_a_cycle_does_not_end_another_capture(backend: CudaBackend) -> None:
+    x = torch.ones(4, device="cuda")
+    gc.collect()
+    with capture(backend, backend.new_pool()) as dead:
+        x.clone()
+    cycle: list[object] = [dead]
+    cycle.append(cycle)
+    with capture(backend, backend.new_pool()) as graph:
+        del dead, cycle
+        garbage = [[object()] for _ in range(100_000)]  # enough for a collection
+        result = x * 2.0
+    assert gc.isenabled()
+    del garbage
+    graph.replay()
+    assert result.tolist() == [2.0] * 4
 
 
 def test_an_empty_segment_is_a_graph(backend: CudaBackend) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import collection
 from .errors import CaptureError, ReplayError
 from .interface import Result
 
@@ -59,6 +60,7 @@ class CudaGraph:
         # The graph itself is kept beside its executable form: its nodes are counted.
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph(keep_graph=True)
         torch.cuda.synchronize(backend.device)
+        self._scope.enter_context(collection.paused())
         self._scope.enter_context(torch.cuda.device(backend.device))
         self._scope.enter_context(torch.cuda.stream(backend.stream))
         try:
