@@ -142,10 +142,11 @@ def decompress(rows: Rows, w_uk: Tensor, w_uv: Tensor) -> Rows:
     [G, L, H, v_head_dim].
     """
     latent, k_pe = rows.v[:, :, 0], rows.k[:, :, 0, w_uk.shape[2] :]
-    k_nope = torch.einsum("glc,hnc->glhn", latent, w_uk.double())
-    k_pe = k_pe[:, :, None].expand(-1, -1, w_uk.shape[0], -1)
-    v = torch.einsum("glc,hvc->glhv", latent, w_uv.double())
-    return replace(rows, q=rows.q.transpose(2, 3), k=torch.cat((k_nope, k_pe), dim=3), v=v)
+    k_nope = torch.einsum("glc,hnc->ghln", latent, w_uk.double())
+    k_pe = k_pe[:, None].expand(-1, w_uk.shape[0], -1, -1)
+    v = torch.einsum("glc,hvc->ghlv", latent, w_uv.double())
+    k = torch.cat((k_nope, k_pe), dim=3)
+    return replace(rows, q=rows.q.transpose(2, 3), k=k.transpose(1, 2), v=v.transpose(1, 2))
 
 
 def _check_values(q_nope: Tensor, latent_cache: Tensor, batch: Batch, rules: Rules, scales: Scales | None) -> None:

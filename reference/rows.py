@@ -55,6 +55,7 @@ class Rows(Places):
     q: Tensor  # [G, T, num_kv_heads, group_size, D] float64; 0 in rows that see nothing
     k: Tensor  # [G, L, num_kv_heads, D] float64; 0 in slots that are not readable
     v: Tensor  # [G, L, num_kv_heads, Dv] float64; 0 in slots that are not readable
+    # In memory each lies head by head, as their matrix products read them.
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def _gather_query_bias(query_bias: Tensor, tokens: Tensor, new_keys: Tensor, vis
 
 def _gather_queries(q: Tensor, places: Places, num_kv_heads: int, scale: Tensor | None) -> Tensor:
     """q's rows as [G, T, num_kv_heads, group_size, D] float64."""
-    rows = as_bytes(q)[places.tokens.clamp(max=q.shape[0] - 1)].view(q.dtype).double()
-    rows = torch.where(places.visible.any(dim=2)[:, :, None, None], rows, 0.0)
-    rows = rows.view(*places.tokens.shape, num_kv_heads, -1, q.shape[2])
+    found = as_bytes(q)[places.tokens.clamp(max=q.shape[0] - 1)].view(q.dtype)
+    rows = wide_by_head(found.unflatten(2, (num_kv_heads, -1)), dim=1)
+    rows.masked_fill_(~places.visible.any(dim=2)[:, :, None, None, None], 0.0)
     factor = per_head(scale)
     return rows if factor is None else rows * factor[:, None, None]
 
@@ -156,10 +157,20 @@ def _gather_keys(cache: Tensor, places: Places, slots: Slots | None, scale: Tens
     """The cache's rows in these slots as [G, L, num_kv_heads, D] float64."""
     if slots is None:
         return torch.zeros(*places.keys.shape, *cache.shape[2:], dtype=torch.float64, device=cache.device)
-    values = as_bytes(cache)[slots.blocks, slots.offsets].view(cache.dtype).double()
+    values = wide_by_head(as_bytes(cache)[slots.blocks, slots.offsets].view(cache.dtype), dim=1)
     values.masked_fill_(slots.hidden[:, :, None, None], 0.0)
     factor = per_head(scale)
     return values if factor is None else values * factor[:, None]
+
+
+def wide_by_head(values: Tensor, dim: int) -> Tensor:
+    """The values in float64, in new memory in which dimension `dim` comes after those up to the last, D.
+
+    For [G, T, heads..., D] and dim 1 that is memory by [G, heads..., T, D]; the shape stays.
+    """
+    last = values.dim() - 2
+    moved = values.movedim(dim, last).to(torch.float64, memory_format=torch.contiguous_format, copy=True)
+    return moved.movedim(last, dim)
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

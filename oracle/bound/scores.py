@@ -65,13 +65,13 @@ def score_errors(answer: Answer, rules: Rules, contract: NumericContract, operan
     if rules.softcap is not None:
         error = _softcap_error(error, scores.x, scores.y, rules.softcap, contract)
     if scores.bias is not None:
-        error = error + _bias_error(answer, rules)
+        error.add_(_bias_error(answer, rules))
     of_row = torch.add(exponent_steps(span, contract), maximum.abs(), alpha=U * contract.exponent_roundings)
+    of_row.add_(maximum, alpha=4 * U)  # with -s below
     merging = merging_error(lse, maximum, rules, contract)
     if merging is not None:
         of_row = of_row + merging
-    error = torch.add(error, maximum[..., None] - scores.s, alpha=4 * U)
-    error = torch.add(error, scores.s.abs(), alpha=U * contract.exponent_roundings)
+    error.add_(scores.s, alpha=-4 * U).add_(scores.s.abs(), alpha=U * contract.exponent_roundings)
     return error.add_(of_row[..., None]).masked_fill_(answer.rows.hidden[:, None, None], 0.0)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...reference.attention import Answer, scatter, weigh
+from ...reference.attention import Answer, weigh
 from ...reference.problem import Rules
 from ..candidate import NumericContract
 from .formats import EXACT, FLUSH, TF32, Format, format_of
@@ -91,9 +91,11 @@ class Collector:
             squares = p.square()
             vectors["squares"] = weigh(squares, rows.v.square())
             scalars["effective_keys"] = squares.sum(dim=-1).square() / squares.square().sum(dim=-1)
-        shape = weights.lse.shape
-        last = torch.stack([scalars[name].expand(shape) for name in _SCALARS], dim=-1)
-        scatter(self._table, rows, torch.cat((*(vectors[name] for name in self._vectors), last), dim=-1))
+        parts = [vectors[name] for name in self._vectors]
+        parts += [scalars[name].expand(weights.lse.shape)[..., None] for name in _SCALARS]
+        # By token, all heads in one dimension: more than four, and torch copies the parts one by one.
+        columns = torch.cat([part.movedim(3, 1).flatten(2, 3) for part in parts], dim=-1)
+        self._table[rows.tokens] = columns
 
     def finish(self) -> RowSums:
         """All rows of the case; those of no request are empty."""
