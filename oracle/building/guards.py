@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..formats import INTEGERS
 
+SMALL_INPUTS = "the small inputs"  # the name of the memory that holds all of them
 SMALL_BYTES = 1 << 24
 
 
@@ -56,11 +57,12 @@ class Guards:
         """bool, a number on the device: whether a byte is another one that may not be. Does not wait for it."""
         small, large = _by_size(self.watches)
         now = _end_to_end(small)
-        for (watch, found), (_, before) in zip(_apart(now, small), _apart(self.small, small), strict=True):
+        for watch, found, before in zip(small, _apart(now, small), _apart(self.small, small), strict=True):
             if watch.writable:
                 _keep_outputs(watch, found, before)
-        words = now.view(torch.int64), self.small.view(torch.int64)  # every memory has a multiple of 16 bytes
-        pairs = [words, *((_without_outputs(*pair), pair[1]) for pair in zip(large, self.large, strict=True))]
+        pairs = [(_without_outputs(*pair), pair[1]) for pair in zip(large, self.large, strict=True)]
+        if small or not large:
+            pairs.append((now.view(torch.int64), self.small.view(torch.int64)))  # each has a multiple of 16 bytes
         flags = [(found != before).any() for found, before in pairs]
         return flags[0] if len(flags) == 1 else torch.stack(flags).any()
 
@@ -73,15 +75,18 @@ class Guards:
 
     def put_back(self) -> None:
         """Make every byte what it was, outputs too."""
-        pairs = self._remembered()
-        torch._foreach_copy_([watch.memory for watch, _ in pairs], [before for _, before in pairs])
+        small, large = _by_size(self.watches)
+        if small:
+            torch._foreach_copy_(_bytes(small), list(_apart(self.small, small)))
+        for watch, before in zip(large, self.large, strict=True):
+            watch.memory.copy_(before)
 
     def _remembered(self) -> list[tuple[Watch, Tensor]]:
         """Every watch in the order in which they were set, with what its memory held."""
         small, large = _by_size(self.watches)
-        parts = [*_apart(self.small, small), *zip(large, self.large, strict=True)]
-        held = {id(watch): before for watch, before in parts}
-        return [(watch, held[id(watch)]) for watch in self.watches]
+        parts = zip([*small, *large], [*_apart(self.small, small), *self.large], strict=True)
+        held = {id(watch): before.view(watch.memory.dtype) for watch, before in parts}
+        return [(watch, held[id(watch)].view(watch.memory.shape)) for watch in self.watches]
 
 
 def _by_size(watches: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:
@@ -92,15 +97,16 @@ def _by_size(watches: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:
 
 def _end_to_end(watches: Sequence[Watch]) -> Tensor:
     """A copy of their bytes."""
-    parts = [watch.memory.view(-1).view(torch.uint8) for watch in watches]
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.uint8)
+    return torch.cat(_bytes(watches)) if watches else torch.empty(0, dtype=torch.uint8)
 
 
-def _apart(whole: Tensor, watches: Sequence[Watch]) -> list[tuple[Watch, Tensor]]:
-    """What `_end_to_end` made, in the shapes of the memories that it is of."""
-    parts = torch.split(whole, [watch.memory.nbytes for watch in watches])
-    pairs = zip(watches, parts, strict=True)
-    return [(watch, part.view(watch.memory.dtype).view(watch.memory.shape)) for watch, part in pairs]
+def _bytes(watches: Sequence[Watch]) -> list[Tensor]:
+    return [watch.memory.view(-1).view(torch.uint8) for watch in watches]
+
+
+def _apart(whole: Tensor, watches: Sequence[Watch]) -> tuple[Tensor, ...]:
+    """What `_end_to_end` made, the bytes of each memory."""
+    return torch.split(whole, [watch.memory.nbytes for watch in watches])
 
 
 def _without_outputs(watch: Watch, before: Tensor) -> Tensor:

@@ -50,9 +50,9 @@ class Captures:
         bucket = self.buckets.get(step.bucket)
         if bucket is None:
             bucket = self.buckets[step.bucket] = Bucket(Buffers(memory.problem, memory.writing), step)
-            bucket.buffers.unwrite()
         else:
             bucket.buffers.refill(memory)
+        memory.unwrite(bucket.buffers.caches)
         with blamed():
             runner = RUNNERS[kind](bucket.buffers.program(self._candidate.call), self._machine)
             self._machine.backend.synchronize()

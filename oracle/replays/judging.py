@@ -17,7 +17,7 @@ from ..execution.modes import Runner
 from ..verdict import Mismatch, Outcome
 from .buffers import InMemory, tensors_of
 from .captures import Captured, Captures, blamed
-from .complaints import Complaint, complaint_of, other_bits
+from .complaints import Complaint, bytes_of, complaint_of, other_bits
 from .machines import machine_of
 from .sequence import Step, steps_of
 from .writing import update_of
@@ -60,11 +60,20 @@ def judge_replays(case: Case, candidate: Candidate, contract: NumericContract, d
 
 
 @dataclass(frozen=True)
+class _Known:
+    """A step that comes more than once, as far as it is the same each time."""
+
+    memory: InMemory  # as built
+    expected: Expected
+    plain: Tensor  # `bytes_of` a plain call's outputs
+
+
+@dataclass(frozen=True)
 class _Held:
-    """Results of a replay, and copies of them, which they are to be like until their capture runs again."""
+    """Results of a replay, which stay what they are until their capture runs again."""
 
     taken: Captured
-    results: dict[str, Tensor]
+    results: Tensor  # their bytes, in memory of their own
 
 
 class _Matrix:
@@ -77,7 +86,7 @@ class _Matrix:
         self.captures = Captures(case.mode, self.steps, candidate, self.machine)
         attends = case.spec.operation in ATTENTION_OPERATIONS
         self.updates = attends and why_declined(candidate, update_of(case)) is None
-        self.answers: dict[Step, Expected] = {}
+        self.known: dict[Step, _Known] = {}
         self.ratios: dict[str, float] = {}
         self.held: _Held | None = None
 
@@ -95,26 +104,35 @@ class _Matrix:
 
     def _replay(self, number: int, step: Step) -> Complaint | None:
         taken, bucket = self.captures.for_step(step), self.captures.buckets[step.bucket]
-        wanted = self._tensors(step)
-        guards = bucket.buffers.refill(wanted)
+        known = self.known.get(step)
+        wanted = self._tensors(step) if known is None else known.memory
+        bucket.buffers.refill(wanted)
+        guards = bucket.buffers.guarded()
+        wanted.unwrite(bucket.buffers.caches)
         _churn(wanted)
         found = self._run(taken.runner)
-        expected = self._expected(step, wanted)
+        if known is None:
+            known = self._first_time(step, wanted)
         if found is None:
-            outputs = taken.runner.outputs
-            found, ratios = complaint_of(bucket.buffers, wanted, outputs, guards, expected)
+            found, ratios = complaint_of(bucket.buffers, wanted, taken.runner.outputs, guards, known.expected)
             self.ratios.update({name: max(ratio, self.ratios.get(name, 0.0)) for name, ratio in ratios})
-        plain = self._plain_outputs(wanted)
-        if found is None and not expected.exact:
-            found = other_bits(outputs, plain, wanted.problem, "other bits than a plain call's")
+        found = found or self._other_bits(taken, known) or self.captures.wrong_choice(step, taken)
         if found is not None:
-            also, _ = complaint_of(wanted, wanted, plain, wanted.problem.guards, expected)
+            plain = self._plain_outputs(wanted)
+            also, _ = complaint_of(wanted, wanted, plain, wanted.problem.guards, known.expected)
             return also or self._at_replay(number, step, found, taken)
-        found = self._wrong_results(taken, wanted) or self.captures.wrong_choice(step, taken)
-        if found is not None:
-            return self._at_replay(number, step, found, taken)
         bucket.last = step
         return None
+
+    def _first_time(self, step: Step, wanted: InMemory) -> _Known:
+        """The answer is made here, when the candidate has run the step, in a capture and by a plain call."""
+        plain = bytes_of(self._plain_outputs(wanted))
+        wanted.problem.guards.put_back()
+        expected = evaluate(wanted.problem, self.contract, with_statistics=not step.rewrites)
+        known = _Known(wanted, expected, plain)
+        if self.steps.replayed.count(step) > 1:
+            self.known[step] = known
+        return known
 
     def _run(self, runner: Runner) -> Complaint | None:
         try:
@@ -125,15 +143,6 @@ class _Matrix:
             return Complaint(outcome=Outcome.DIFFERS, reason=str(error))
         return None
 
-    def _expected(self, step: Step, wanted: InMemory) -> Expected:
-        """Evaluated once for each distinct step, when the candidate has run it for the first time."""
-        expected = self.answers.get(step)
-        if expected is None:
-            expected = evaluate(wanted.problem, self.contract, with_statistics=not step.rewrites)
-        if self.steps.replayed.count(step) > 1:
-            self.answers[step] = expected
-        return expected
-
     def _plain_outputs(self, wanted: InMemory) -> dict[str, Tensor]:
         """Of a plain call in the step's own memory, which is beside the captured one's."""
         wanted.unwrite()
@@ -142,20 +151,25 @@ class _Matrix:
             self.machine.backend.synchronize()
         return outputs
 
-    def _wrong_results(self, taken: Captured, wanted: InMemory) -> Complaint | None:
-        """Of the tail, which has to have seen finished outputs.
+    def _other_bits(self, taken: Captured, known: _Known) -> Complaint | None:
+        """Outputs that are not those of a plain call, and results of the tail, which has to have seen finished ones.
 
-        And those of the step before, if it ran in an earlier capture: a replay leaves alone what was kept while it
+        And results of the step before, if it ran in an earlier capture: a replay leaves alone what was kept while it
         was captured. Not the other way: what a graph captured later holds may lie where an earlier one has its
         scratch.
         """
         runner, held = taken.runner, self.held
-        found = other_bits(runner.results, runner.outputs, wanted.problem, "what reads the outputs")
-        if found is None and held is not None and held.taken.number < taken.number:
-            kept = held.taken.runner.results
-            found = other_bits(kept, held.results, wanted.problem, "results of another graph, held during this replay")
-        self.held = _Held(taken, {name: tensor.clone() for name, tensor in runner.results.items()})
-        return found
+        outputs = bytes_of(runner.outputs)
+        asked = [("what reads the outputs", runner.results, outputs)]
+        if held is not None and held.taken.number < taken.number:
+            asked.append(("results of another graph, held during this replay", held.taken.runner.results, held.results))
+        if not known.expected.exact:
+            asked.insert(0, ("other bits than a plain call's", runner.outputs, known.plain))
+        self.held = _Held(taken, bytes_of(runner.results))
+        if torch.equal(bytes_of(*(found for _, found, _ in asked)), torch.cat([wanted for *_, wanted in asked])):
+            return None
+        problem = known.memory.problem
+        return next(filter(None, (other_bits(found, wanted, problem, what) for what, found, wanted in asked)))
 
     def _at_replay(self, number: int, step: Step, found: Complaint, taken: Captured) -> Complaint:
         """The complaint with which replay it was, and what had changed."""
