@@ -37,7 +37,7 @@ class Runner(Protocol):
         """Run it on what its memory holds now. Does not wait for the device."""
 
     def counts(self) -> dict[str, int]:
-        """What really happened: "replays" of graphs, "recompilations"."""
+        """What really happened: "replays" of graphs."""
 
     def release(self) -> None:
         """Give up what was captured."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from ..candidate import Candidate, dispatch_of
 from ..checks import CandidateError
-from ..execution.dispatch import dispatch
+from ..execution.compilations import Compilations
+from ..execution.dispatch import FULL, dispatch
 from ..execution.graphs.errors import DanglingPointer, NotEmulated
 from ..execution.modes import RUNNERS, Machine, Runner
 from ..verdict import Outcome
@@ -44,6 +45,7 @@ class Captures:
         self._mode, self._steps = mode, steps
         self._candidate, self._machine = candidate, machine
         self._made: dict[tuple[str, int], Captured] = {}
+        self._recompilations = Compilations()
 
     def add(self, kind: str, step: Step, memory: InMemory) -> None:
         """Capture a step, whose tensors are `memory`, in one of the ways of `modes.RUNNERS`."""
@@ -67,6 +69,11 @@ class Captures:
                 kind = dispatch_of(self._candidate, step.case.batch.query_lens, self._steps.query_len)
         return self._made[kind, step.bucket]
 
+    def run(self, taken: Captured) -> None:
+        """Once more, on what its buffers hold. Does not wait for the device."""
+        with self._recompilations:
+            taken.runner.run()
+
     def wrong_choice(self, step: Step, taken: Captured) -> Complaint | None:
         """What is wrong about the capture that took this step, whatever came of it."""
         query_lens, captured = step.case.batch.query_lens, self._steps.query_len
@@ -79,12 +86,17 @@ class Captures:
         )
 
     def counts(self) -> Counter[str]:
-        """`Runner.counts` over all of them; where steps are dispatched, replays by kind."""
+        """`Runner.counts` over all of them; where steps are dispatched, replays by kind.
+
+        And where Python runs at a step, how often torch compiled something in it that was not compiled before.
+        """
         total: Counter[str] = Counter()
         for taken in self._made.values():
             prefix = "" if taken.kind == self._mode else f"{taken.kind} "
             for what, times in taken.runner.counts().items():
                 total[prefix + what if what == "replays" else what] += times
+        if self._mode != FULL:
+            total["recompilations"] = self._recompilations.made
         return total
 
     def release(self) -> None:

@@ -13,7 +13,6 @@ from ..case import ATTENTION_OPERATIONS, Case
 from ..compare import Ratios
 from ..execution.eager import unzeroed_allocations
 from ..execution.graphs.errors import DanglingPointer, NotEmulated
-from ..execution.modes import Runner
 from ..verdict import Mismatch, Outcome
 from .buffers import InMemory, tensors_of
 from .captures import Captured, Captures, blamed
@@ -110,7 +109,7 @@ class _Matrix:
         guards = bucket.buffers.guarded()
         wanted.unwrite(bucket.buffers.caches)
         _churn(wanted)
-        found = self._run(taken.runner)
+        found = self._run(taken)
         if known is None:
             known = self._first_time(step, wanted)
         if found is None:
@@ -134,10 +133,10 @@ class _Matrix:
             self.known[step] = known
         return known
 
-    def _run(self, runner: Runner) -> Complaint | None:
+    def _run(self, taken: Captured) -> Complaint | None:
         try:
             with blamed():
-                runner.run()
+                self.captures.run(taken)
                 self.machine.backend.synchronize()
         except DanglingPointer as error:
             return Complaint(outcome=Outcome.DIFFERS, reason=str(error))
@@ -176,7 +175,7 @@ class _Matrix:
         last = self.captures.buckets[step.bucket].last
         batch = step.case.batch
         rows = f"{sum(batch.query_lens)} tokens in a bucket of {batch.num_tokens} and {batch.num_requests} requests"
-        captured = "captured" if taken.kind == self.case.mode else f"dispatched to the {taken.kind} capture, which is"
+        captured = "captured" if taken.kind == self.case.mode else f"dispatched to {taken.kind}, captured"
         lines = [
             f"mode {self.case.mode}, replay {number + 1} of {len(self.steps.replayed)} ({step.profile}: {rows}), "
             f"after {last.profile}, {captured} on {taken.step.profile}; "
