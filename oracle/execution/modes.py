@@ -7,6 +7,7 @@
 | breakable | one capture of the whole step, broken at the operation | the same |
 | compiled | the whole step, split at registered operators | what the compiler made of it |
 
+In mode full_and_piecewise a step is prepared both ways, and `dispatch` says which of them takes a batch.
 Each runner checks that what ran is the mode that was asked for, and counts what really happened.
 """
 
@@ -180,7 +181,7 @@ def _warm_up(program: Program, machine: Machine) -> None:
     machine.backend.warm_up(once)
 
 
-# What runs a case in a mode; the names are those of `case.MODES`.
+# What runs a case in a mode, by the names of `case.MODES`; full_and_piecewise is made of two of them.
 RUNNERS: dict[str, Callable[[Program, Machine], Runner]] = {
     "full": Full,
     "compiled": Compiled,

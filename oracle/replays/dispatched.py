@@ -19,7 +19,7 @@ Batch = tuple[str, tuple[Request, ...]]  # what it is, and its requests
 def captured_query_len(query_lens: Sequence[int], limits: Limits, rng: random.Random) -> int:
     """Tokens of each request in the batches that the full graphs are captured on, in both buckets."""
     own = uniform_query_len(query_lens)
-    lens = [*QUERY_LENS, *((own, own) if 0 < own <= LONGEST_VERIFIED else ())]
+    lens: list[int] = [*QUERY_LENS, *((own, own) if 0 < own <= LONGEST_VERIFIED else ())]
     return min(rng.choice(lens), limits.halved().tokens)
 
 
