@@ -171,10 +171,12 @@ def test_batches_that_are_nearly_uniform_are_among_them() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("odd_strides", [False, True])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_ours_agrees_and_what_ran_is_counted(operation: str, device: str) -> None:
+def test_ours_agrees_and_what_ran_is_counted(operation: str, odd_strides: bool, device: str) -> None:
+    """With odd strides and one head the elements of an lse are not side by side in any order."""
     mla = {"num_kv_heads": 1, "rope_head_size": 16, "nope_head_size": 16} if "mla" in operation else {}
-    case = CASE.with_spec(operation=operation, **mla)
+    case = CASE.with_spec(operation=operation, group_size=1, odd_strides=odd_strides, **mla)
     verdict = judge(case, Ours(), device)
     verdict.require()
     assert verdict.outcome is Outcome.AGREES

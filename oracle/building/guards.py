@@ -86,12 +86,12 @@ class Guards:
         small, large = _by_size(self.watches)
         parts = zip([*small, *large], [*_apart(self.small, small), *self.large], strict=True)
         held = {id(watch): before.view(watch.memory.dtype) for watch, before in parts}
-        return [(watch, held[id(watch)].view(watch.memory.shape)) for watch in self.watches]
+        return [(watch, held[id(watch)]) for watch in self.watches]
 
 
 def _by_size(watches: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:
     """The small ones and the others."""
-    small = [watch for watch in watches if watch.memory.is_contiguous() and watch.memory.nbytes <= SMALL_BYTES]
+    small = [watch for watch in watches if watch.memory.dim() == 1 and watch.memory.nbytes <= SMALL_BYTES]
     return small, [watch for watch in watches if all(watch is not other for other in small)]
 
 
@@ -101,7 +101,7 @@ def _end_to_end(watches: Sequence[Watch]) -> Tensor:
 
 
 def _bytes(watches: Sequence[Watch]) -> list[Tensor]:
-    return [watch.memory.view(-1).view(torch.uint8) for watch in watches]
+    return [watch.memory.view(torch.uint8) for watch in watches]
 
 
 def _apart(whole: Tensor, watches: Sequence[Watch]) -> tuple[Tensor, ...]:

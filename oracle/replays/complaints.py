@@ -48,7 +48,7 @@ def complaint_of(
 
 def bytes_of(*outputs: Outputs) -> Tensor:
     """uint8: a copy of all elements, one tensor after the other."""
-    return torch.cat([tensor.reshape(-1).view(torch.uint8) for part in outputs for tensor in part.values()])
+    return torch.cat([_packed(tensor).view(torch.uint8) for part in outputs for tensor in part.values()])
 
 
 def other_bits(found: Outputs, wanted: Tensor, problem: Problem, what: str) -> Complaint | None:
@@ -58,6 +58,12 @@ def other_bits(found: Outputs, wanted: Tensor, problem: Problem, what: str) -> C
         found, {name: _like(found[name], part) for name, part in zip(found, parts, strict=True)}, problem
     )
     return Complaint(outcome=Outcome.DIFFERS, reason=what, mismatches=wrong) if wrong else None
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """All elements one after the other; in one dimension a tensor of any strides is still itself."""
+    flat = tensor.reshape(-1)
+    return flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)
 
 
 def _like(tensor: Tensor, part: Tensor) -> Tensor:
