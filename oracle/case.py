@@ -129,6 +129,7 @@ class Case:
     poison: str = POISON_TIERS
     mode: str = MODES[0]
     replays: int = REPLAYS  # in a mode other than eager: how often what was captured or compiled runs again
+    cache_groups: int = 1  # in a mode other than eager: layers of one step, each with pages of its own (case_layers.py)
     check: str = "answer"
     seed: int = 0
 

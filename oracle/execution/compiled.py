@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .program import Program
+from .program import Program, Tensors, run_layers
 
 if TYPE_CHECKING:
     from .modes import Machine
@@ -25,11 +25,15 @@ class OperatorsMoved(Exception):
 class Compiled:
     """The step as `torch.compile` traces it (fullgraph), cut at registered operators as engines cut it."""
 
-    def __init__(self, program: Program, machine: Machine) -> None:
+    def __init__(self, layers: Sequence[Program], machine: Machine) -> None:
         with Operators() as plain:
-            program()
+            run_layers(layers)
         self._names: list[str] | None = None
-        self._step = torch.compile(program.__call__, fullgraph=True, dynamic=False, backend=self._compile)
+
+        def step() -> tuple[list[Tensors], list[Tensors]]:
+            return run_layers(layers)
+
+        self._step = torch.compile(step, fullgraph=True, dynamic=False, backend=self._compile)
         self.outputs, self.results = self._step()
         if self._names is None:
             raise OperatorsMoved("compiled: nothing was compiled")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,10 +21,19 @@ from .sequence import Step, Steps
 
 @dataclass
 class Bucket:
-    """Persistent buffers, and what they held last."""
+    """Persistent buffers of every layer, and what they held last."""
 
-    buffers: Buffers
+    buffers: list[Buffers]
     last: Step
+
+    def refill(self, memory: Sequence[InMemory]) -> None:
+        for mine, theirs in zip(self.buffers, memory, strict=True):
+            mine.refill(theirs)
+
+    def unwrite(self, memory: Sequence[InMemory]) -> None:
+        """Take out of the buffers what the updates of the step in them have to bring."""
+        for mine, theirs in zip(self.buffers, memory, strict=True):
+            theirs.unwrite(mine.caches)
 
 
 @dataclass(frozen=True)
@@ -47,16 +56,18 @@ class Captures:
         self._made: dict[tuple[str, int], Captured] = {}
         self._recompilations = Compilations()
 
-    def add(self, kind: str, step: Step, memory: InMemory) -> None:
-        """Capture a step, whose tensors are `memory`, in one of the ways of `modes.RUNNERS`."""
+    def add(self, kind: str, step: Step, memory: Sequence[InMemory]) -> None:
+        """Capture a step, whose layers' tensors are `memory`, in one of the ways of `modes.RUNNERS`."""
         bucket = self.buckets.get(step.bucket)
         if bucket is None:
-            bucket = self.buckets[step.bucket] = Bucket(Buffers(memory.problem, memory.writing), step)
+            buffers = [Buffers(layer.problem, layer.writing) for layer in memory]
+            bucket = self.buckets[step.bucket] = Bucket(buffers, step)
         else:
-            bucket.buffers.refill(memory)
-        memory.unwrite(bucket.buffers.caches)
+            bucket.refill(memory)
+        bucket.unwrite(memory)
         with blamed():
-            runner = RUNNERS[kind](bucket.buffers.program(self._candidate.call), self._machine)
+            layers = [layer.program(self._candidate.call) for layer in bucket.buffers]
+            runner = RUNNERS[kind](layers, self._machine)
             self._machine.backend.synchronize()
         bucket.last = step
         self._made[kind, step.bucket] = Captured(kind, step, runner, len(self._made))

@@ -66,6 +66,15 @@ def _packed(tensor: Tensor) -> Tensor:
     return flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)
 
 
+def in_layer(complaint: Complaint, layer: InMemory, index: int) -> Complaint:
+    """The complaint with the layer that it is of, where that is not the case's own."""
+    if index == 0:
+        return complaint
+    spec = layer.problem.case.spec
+    place = f"in the other cache group (block_size {spec.block_size}, sliding_window {spec.sliding_window})"
+    return replace(complaint, reason=f"{complaint.reason}, {place}" if complaint.reason else place)
+
+
 def _like(tensor: Tensor, part: Tensor) -> Tensor:
     """The bytes, wherever they begin, as a tensor of this shape and dtype."""
     return part.clone().view(tensor.dtype).view(tensor.shape)

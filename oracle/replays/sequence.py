@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from ..building.pages import pool_size
 from ..case import ATTENTION_OPERATIONS, MODES, REPLAYS, BatchShape, Case
+from ..case_layers import layers_of
 from ..execution.dispatch import FULL, PIECEWISE, dispatch
 from .dispatched import batch_for, captured_batch, captured_query_len
 from .profiles import PROFILES, Limits, Request, profile
@@ -32,6 +33,11 @@ class Step:
     case: Case  # an eager one, padded to the bucket
     bucket: int  # LARGE or SMALL
     rewrites: bool = False  # the case's new tokens come again: their slots hold other values than they bring
+    other_group: Step | None = None  # the layer after it, whose cache is of another group
+
+    @property
+    def layers(self) -> tuple[Step, ...]:
+        return (self,) if self.other_group is None else (self, self.other_group)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +75,22 @@ def steps_of(case: Case) -> Steps:
         drawn += [_Drawn(*captured_batch(query_len, _of(bucket, limits), rng), bucket) for bucket in (LARGE, SMALL)]
     else:
         drawn += _replayed(case, _by_turns([kind for kind in PROFILES if kind != capturing[LARGE]], limits, rng))
+    steps, *others = (_layer(layer, drawn, limits) for layer in layers_of(case))
+    for other in others:
+        steps = [replace(step, other_group=layer) for step, layer in zip(steps, other, strict=True)]
+    replayed, uniform = tuple(steps[2 : 2 + case.replays]), tuple(steps[-2:]) if query_len else ()
+    return Steps(captured=(steps[0], steps[1]), replayed=replayed, uniform=uniform, query_len=query_len)
+
+
+def _layer(case: Case, drawn: Sequence[_Drawn], limits: Limits) -> list[Step]:
+    """The steps of one layer, over one pool and one width of block table."""
     shapes = [_shape(case, step, limits) for step in drawn]
     width = max(_pages(case, shape) + shape.table_slack for shape in shapes)
     pool = max(pool_size(replace(case, batch=shape)) for shape in shapes)
-    steps = [
+    return [
         _step(case, step, _widened(case, shape, width, pool), number)
         for number, (step, shape) in enumerate(zip(drawn, shapes, strict=True))
     ]
-    replayed, uniform = tuple(steps[2 : 2 + case.replays]), tuple(steps[-2:]) if query_len else ()
-    return Steps(captured=(steps[0], steps[1]), replayed=replayed, uniform=uniform, query_len=query_len)
 
 
 def _limits(case: Case) -> Limits:
