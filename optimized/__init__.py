@@ -6,6 +6,7 @@ capture decides anything. Without a GPU the same kernels run through Triton's in
 
 from ..reference.problem import Batch, Rules, Scales
 from .attention import attention
+from .fused import attention_with_kv_update
 from .kv_cache import update_kv_cache, update_mla_cache
 from .merge import merge_states
 from .mla import mla_attention, mla_attention_decompressed
@@ -18,6 +19,7 @@ __all__ = [
     "Rules",
     "Scales",
     "attention",
+    "attention_with_kv_update",
     "make_plan",
     "merge_states",
     "mla_attention",

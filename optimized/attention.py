@@ -99,7 +99,7 @@ def arithmetic_of(q: Tensor, default: torch.dtype = torch.float16) -> torch.dtyp
     return default if q.dtype == FLOAT8 else q.dtype
 
 
-def _run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> None:
+def run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> None:
     num_kv_heads = k_cache.shape[2]
     shape = Shape(
         num_kv_heads=num_kv_heads,
@@ -113,4 +113,4 @@ def _run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> N
     launch_step(queries(q), paged_kv(k_cache, v_cache), shape, read_step(*flat))
 
 
-operators.define("attention", f"Tensor q, Tensor k_cache, Tensor v_cache, {STEP_SCHEMA}", _run_attention)
+operators.define("attention", f"Tensor q, Tensor k_cache, Tensor v_cache, {STEP_SCHEMA}", run_attention)
