@@ -65,7 +65,6 @@ def _run(
 
 operators.define(
     "attention_with_kv_update",
-    "Tensor q, Tensor key, Tensor value, Tensor(c!) k_cache, Tensor(d!) v_cache, Tensor slot_mapping, "
-    f"{STEP_SCHEMA}",
+    f"Tensor q, Tensor key, Tensor value, Tensor(c!) k_cache, Tensor(d!) v_cache, Tensor slot_mapping, {STEP_SCHEMA}",
     _run,
 )
