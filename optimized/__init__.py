@@ -2,6 +2,8 @@
 
 Safe under graph capture: work lists are planned on the device, grids are persistent, nothing that a host sees at
 capture decides anything. Without a GPU the same kernels run through Triton's interpreter (TRITON_INTERPRET=1).
+
+`attention_with_kv_update` is two of them as one operator; `make_plan` is asked once per step and shared by its layers.
 """
 
 from ..reference.problem import Batch, Rules, Scales

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..reference.problem import Batch, Rules, Scales
 from ..reference.validation import KERNEL_DTYPES, check_attention, check_slots, check_update_kv_cache
 from . import operators
-from .attention import answer_tensors, check_values, flatten, prepare, run_attention
+from .attention import answer_tensors, attend, check_values, flatten, prepare
 from .kv_cache import run_update
 from .launch import STEP_SCHEMA, read_step
 from .plan import Plan
@@ -33,9 +33,8 @@ def attention_with_kv_update(
 ) -> tuple[Tensor, Tensor]:
     """`update_kv_cache`, then `attention` over what it has just written: the same launches, bit for bit.
 
-    One operator instead of two is one node, so a step that is split or broken at attention has one eager piece per
-    layer, and the host goes through the dispatcher once. Arguments, result and errors are those of the two;
-    everything is checked before anything is written.
+    One operator instead of two is one node: a step that is split or broken at its operators has one eager piece per
+    layer. Arguments, result and errors are those of the two; everything is checked before anything is written.
     """
     check_update_kv_cache(
         key=key, value=value, k_cache=k_cache, v_cache=v_cache, slot_mapping=slot_mapping, scales=scales,
@@ -58,9 +57,9 @@ def attention_with_kv_update(
 def _run(
     q: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, *flat: Any
 ) -> None:
-    scales = read_step(*flat).scales
-    run_update(key, value, k_cache, v_cache, slot_mapping, scales.k, scales.v)
-    run_attention(q, k_cache, v_cache, *flat)
+    step = read_step(*flat)
+    run_update(key, value, k_cache, v_cache, slot_mapping, step.scales.k, step.scales.v)
+    attend(q, k_cache, v_cache, step)
 
 
 operators.define(
