@@ -64,9 +64,10 @@ def judged(candidate: Ours, device: str, case: Case = CASE) -> Verdict:
 def test_ours_agrees(mode: str, seed: int, device: str) -> None:
     verdict = judged(Ours(), device, replace(CASE, mode=mode, seed=seed))
     verdict.require()
-    assert dict(verdict.counts)["steps of two cache groups"] == 2
-    between = 1 + 2 * (mode == "piecewise")
-    assert verdict.counts[0] == (("recompilations", 0) if mode == "compiled" else ("replays", 2 * between))
+    counts = dict(verdict.counts)
+    assert counts["steps of two cache groups"] == 2
+    if mode in GRAPHS:
+        assert counts["replays"] == 2 * (3 if mode == "piecewise" else 1)
 
 
 @on_devices

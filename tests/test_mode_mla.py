@@ -140,7 +140,7 @@ def apart(found: Tensor, other: Tensor) -> Tensor:
     return torch.where(found == other, 0.0, (found.double() - other.double()).abs())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [MODES[0], *RUNNERS])
 def test_absorbed_and_decompressed_agree_within_their_bounds(mode: str, device: str) -> None:
     """|a - b| <= |a - exact| + |b - exact|, each within its own bound; W_UV is applied in float64."""
     case = replace(DECOMPRESSED, mode="full", replays=4)

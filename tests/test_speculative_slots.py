@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pageproof import optimized
 from pageproof.optimized import Batch, Rules
-from pageproof.oracle.case import MODES
 from pageproof.oracle.checks.memory import bits_of
 from pageproof.oracle.execution.modes import RUNNERS
 from pageproof.oracle.execution.program import Call, Program, run_layers
@@ -125,7 +124,7 @@ def first_trace(mode: str, device: str, call: Call) -> int | None:
     return None
 
 
-@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("mode", RUNNERS)
 def test_rejected_tokens_leave_no_trace(mode: str, device: str) -> None:
     assert first_trace(mode, device, ours) is None
 
