@@ -11,7 +11,7 @@ from ..reference.problem import FLOAT8, Batch, Rules, Scales
 from ..reference.validation import KERNEL_DTYPES, Sizes, check_attention, check_batch_values
 from . import operators
 from .kernels.arguments import paged_kv, queries
-from .launch import STEP_SCHEMA, Shape, launch_step, read_step, require_device
+from .launch import STEP_SCHEMA, Shape, Step, launch_step, read_step, require_device
 from .plan import LARGEST_SEQ_LEN, Capacity, Plan, check_plan, make_plan
 
 
@@ -99,7 +99,8 @@ def arithmetic_of(q: Tensor, default: torch.dtype = torch.float16) -> torch.dtyp
     return default if q.dtype == FLOAT8 else q.dtype
 
 
-def _run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> None:
+def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, step: Step) -> None:
+    """The launches of one step of attention over paged keys and values."""
     num_kv_heads = k_cache.shape[2]
     shape = Shape(
         num_kv_heads=num_kv_heads,
@@ -110,7 +111,11 @@ def _run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> N
         arithmetic=arithmetic_of(q),
         computed_operands=k_cache.dtype != arithmetic_of(q),
     )
-    launch_step(queries(q), paged_kv(k_cache, v_cache), shape, read_step(*flat))
+    launch_step(queries(q), paged_kv(k_cache, v_cache), shape, step)
+
+
+def _run_attention(q: Tensor, k_cache: Tensor, v_cache: Tensor, *flat: Any) -> None:
+    attend(q, k_cache, v_cache, read_step(*flat))
 
 
 operators.define("attention", f"Tensor q, Tensor k_cache, Tensor v_cache, {STEP_SCHEMA}", _run_attention)

@@ -67,7 +67,7 @@ def update_mla_cache(
     operators.call("update_mla_cache", latent, k_pe, latent_cache, slot_mapping, scales.k)
 
 
-def _run_update(
+def run_update(
     key: Tensor,
     value: Tensor,
     k_cache: Tensor,
@@ -104,14 +104,14 @@ def _run_mla_update(
     """A latent row is a key head and a value head side by side."""
     rank = latent.shape[1]
     k_cache, v_cache = latent_cache[..., :rank].unsqueeze(2), latent_cache[..., rank:].unsqueeze(2)
-    _run_update(latent.unsqueeze(1), k_pe.unsqueeze(1), k_cache, v_cache, slot_mapping, scale, scale)
+    run_update(latent.unsqueeze(1), k_pe.unsqueeze(1), k_cache, v_cache, slot_mapping, scale, scale)
 
 
 operators.define(
     "update_kv_cache",
     "Tensor key, Tensor value, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, "
     "Tensor? k_scale, Tensor? v_scale",
-    _run_update,
+    run_update,
 )
 operators.define(
     "update_mla_cache",

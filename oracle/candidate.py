@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .case import DTYPES, FLOAT8, MODES, Case
+from .execution.dispatch import FULL, PIECEWISE, dispatch, without_padding
 
 TANH_KINDS = ("libm", "exp", "series", "approx")
 FORMATS = (*DTYPES, FLOAT8)
@@ -50,11 +51,17 @@ class Candidate(Protocol):
     One attribute is optional. `modes: tuple[str, ...]`: the execution modes in which its calls may run, of
     `case.MODES`; without it only "eager". Whoever names "full" or "piecewise" says that a call may be captured once
     and replayed on other values, and that a replay has the bits of a plain call on buffers of the same size.
+    "full_and_piecewise" says less than "full": only of batches of one query length, and of captures of such with at
+    least that length.
 
-    Two methods are optional. `notes() -> list[str]`: lines about where it runs, printed when a campaign starts.
+    Three methods are optional. `notes() -> list[str]`: lines about where it runs, printed when a campaign starts.
     `plan_of(case) -> dict[str, int]`: how it lays out its launches for this case, as counts under names of its own;
     a campaign counts how many different ones it saw, and for each name how often it was not 0. By arithmetic on the
     host, without a device. `split_keys` among the names, where it is there, says after how many keys splits end.
+    `dispatch(query_lens: tuple[int, ...], captured_query_len: int) -> str`: in mode "full_and_piecewise" which capture
+    takes a batch, "full" or "piecewise", by the query lengths of its requests, padding ones left out, and by that of
+    the requests that the full one was captured for. The oracle expects the choice of `execution.dispatch.dispatch`,
+    which is made where there is no such method.
     """
 
     name: str
@@ -89,3 +96,12 @@ def plan_of(candidate: Candidate, case: Case) -> dict[str, int]:
     """What the candidate says of its launches for this case; nothing if it says nothing."""
     ask = getattr(candidate, "plan_of", None)
     return {} if ask is None else dict(ask(case))
+
+
+def dispatch_of(candidate: Candidate, query_lens: tuple[int, ...], captured_query_len: int) -> str:
+    """Which capture the candidate gives a batch to; the oracle's choice if it makes none. ValueError for neither."""
+    ask = getattr(candidate, "dispatch", dispatch)
+    chosen: str = ask(without_padding(query_lens), captured_query_len)
+    if chosen not in (FULL, PIECEWISE):
+        raise ValueError(f"dispatch: found {chosen!r}, expected {FULL!r} or {PIECEWISE!r}")
+    return chosen

@@ -32,7 +32,7 @@ TREES = ("chain", "tree", "deep")  # of the query biases those that hide keys an
 RECIPES = ("normal", "needle", "one_hot", "extreme", "census", "tagged", "one_hot_full", "cancel")
 POISON_TIERS = "abcde"
 # How the calls of a case are executed (execution/modes.py): once and plainly, or captured and run again and again.
-MODES = ("eager", "full", "compiled", "piecewise", "breakable")
+MODES = ("eager", "full", "compiled", "piecewise", "breakable", "full_and_piecewise")
 REPLAYS = 6
 # Beyond the answer itself, one more thing may be asked of a case (the checks of oracle/checks).
 # Between several of a candidate's own runs.
@@ -129,6 +129,7 @@ class Case:
     poison: str = POISON_TIERS
     mode: str = MODES[0]
     replays: int = REPLAYS  # in a mode other than eager: how often what was captured or compiled runs again
+    cache_groups: int = 1  # in a mode other than eager: layers of one step, each with pages of its own (case_layers.py)
     check: str = "answer"
     seed: int = 0
 

@@ -136,6 +136,10 @@ def _impossible_mode(case: Case) -> Iterator[str]:
         yield f"mode: {case.mode} needs a second pool, for which far pages leave no room"
     if case.mode != MODES[0] and case.check != "answer":
         yield f"check: {case.check} is asked of plain calls, and the mode is {case.mode}"
+    if case.cache_groups not in (1, 2):
+        yield f"cache_groups: found {case.cache_groups!r}, expected 1 or 2"
+    if case.cache_groups != 1 and (case.mode == MODES[0] or case.spec.operation not in ATTENTION_OPERATIONS):
+        yield f"cache_groups: found {case.cache_groups} in mode {case.mode}, expected attention in a mode with replays"
 
 
 def _below(name: str, found: Any, smallest: int) -> Iterator[str]:

@@ -23,6 +23,7 @@ from .environment import DEVICES, NoDevice, Unusable, choose_device, set_variabl
 from .shrinking import shrink, symptom_of
 from .verdict import ORACLE_FAILED, Outcome, Verdict
 
+ALL_MODES = "all"
 AGREES, DIFFERS, UNUSABLE, CANNOT_RUN, INTERNAL, INTERRUPTED = 0, 1, 2, 125, 128, 130
 
 _FUZZ = """Judge the cases that failed before, then cases with all pairs of features, then random ones. What fails is
@@ -72,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
         "--modes",
         type=modes,
         default=("eager",),
-        metavar="MODE,...",
-        help=f"execution modes of drawn cases: one or more of {','.join(MODES)} (eager)",
+        metavar="all|MODE,...",
+        help=f"execution modes of drawn cases: all that the target offers, or some of {','.join(MODES)} (eager)",
     )
     fuzz.add_argument("--nightly", action="store_true", help="cover all triples of features, not only all pairs")
     fuzz.add_argument(
@@ -123,11 +124,12 @@ def natural(text: str) -> int:
 
 
 def modes(text: str) -> tuple[str, ...]:
-    """For argparse: names of execution modes with commas between them."""
-    named = tuple(text.split(","))
+    """For argparse: names of execution modes with commas between them, or "all"."""
+    named = MODES if text == ALL_MODES else tuple(text.split(","))
     unknown = [name for name in named if name not in MODES]
     if unknown:
-        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)!r}, expected some of {', '.join(MODES)}")
+        known = ", ".join(MODES)
+        raise argparse.ArgumentTypeError(f"found {', '.join(unknown)!r}, expected {ALL_MODES}, or some of {known}")
     return named
 
 

@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from pageproof import reference
+from pageproof.oracle.building import guards
 from pageproof.oracle.building.poison import INTEGERS
 from pageproof.oracle.building.tensors import Problem, build
 from pageproof.oracle.candidate import NumericContract
 from pageproof.oracle.case import CACHE_LAYOUTS, FLOAT8, BatchShape, Case, Spec
 from pageproof.oracle.execution.eager import run, unzeroed_allocations
+
+
+@pytest.fixture(autouse=True, params=["together", "one by one"])
+def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small memories are looked at together, large ones one by one: here all of them are the one or the other."""
+    if request.param == "one by one":
+        monkeypatch.setattr(guards, "SMALL_BYTES", 0)
 
 
 def make(operation: str = "attention", **changes: Any) -> Case:
@@ -217,3 +225,14 @@ def test_torch_is_left_as_it_was_found_after_an_error_too(enabled: bool) -> None
     finally:
         torch.use_deterministic_algorithms(usual[0], warn_only=usual[1])
         torch.utils.deterministic.fill_uninitialized_memory = usual[2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("operation", ["attention", "update_kv_cache", "merge_states"])
+def test_every_byte_is_put_back(operation: str) -> None:
+    problem = build(make(operation))
+    watches = problem.guards.watches
+    built = [watch.memory.clone() for watch in watches]
+    for watch in watches:
+        watch.memory.bitwise_not_()
+    problem.guards.put_back()
+    assert all(watch.memory.equal(before) for watch, before in zip(watches, built, strict=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pageproof.oracle import cli
-from pageproof.oracle.case import BatchShape, Case, Spec
+from pageproof.oracle.case import MODES, BatchShape, Case, Spec
 
 SPEC = Spec(dtype="float16", num_kv_heads=1, head_size=16, head_size_v=16)
 CASE = Case(spec=SPEC, batch=BatchShape(query_lens=(1, 2), seq_lens=(3, 4)))
@@ -29,7 +29,7 @@ def test_a_mode_that_there_is_not_is_wrong_usage(named: str, capsys: pytest.Capt
     with pytest.raises(SystemExit) as stopped:
         cli.main(["fuzz", "--modes", named])
     assert stopped.value.code == 2
-    assert "expected some of eager, full" in capsys.readouterr().err
+    assert "expected all, or some of eager, full" in capsys.readouterr().err
 
 
 def test_fuzz_and_replay_in_a_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,5 +42,28 @@ def test_fuzz_and_replay_in_a_mode(tmp_path: Path, capsys: pytest.CaptureFixture
     case = tmp_path / "case.json"
     case.write_text(replace(CASE, mode="full").to_json())
     assert replay(str(case), "--target", "reference", "--in-process") == 125  # it offers plain calls only
+    assert replay(str(case)) == 0
+    assert "ours: agrees" in capsys.readouterr().out
+
+
+def test_all_modes_are_drawn_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = tmp_path / "summary.json"
+    flags = ["--modes", "all", "--device", "cpu", "--cases", "12", "--workers", "1", "--json", str(summary)]
+    assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 0
+    modes = json.loads(summary.read_text())["modes"]
+    assert list(modes) == list(MODES)
+    assert sum(mode["cases"] for mode in modes.values()) == 12
+    dispatched = modes["full_and_piecewise"]
+    assert dispatched["cases"] >= 1
+    steps = dispatched["full replays"] + dispatched["piecewise replays"] // 2
+    assert steps == 3 * dispatched["cases"]
+    assert dispatched["recompilations"] == 0
+    assert "full_and_piecewise" in capsys.readouterr().out
+
+
+def test_a_case_in_the_dispatching_mode_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = tmp_path / "case.json"
+    case.write_text(replace(CASE, mode="full_and_piecewise").to_json())
+    assert '"mode": "full_and_piecewise"' in case.read_text()
     assert replay(str(case)) == 0
     assert "ours: agrees" in capsys.readouterr().out

@@ -207,27 +207,10 @@ def test_a_candidate_that_names_no_mode_declines(mode: str) -> None:
 @pytest.mark.parametrize("splits_update", [False, True])
 def test_what_ran_is_counted(splits_update: bool) -> None:
     case = replace(CASE, seed=4 + splits_update, replays=6)
-    assert judged(Ours(), "full", case).counts == (("replays", 6),)
-    assert judged(Ours(), "piecewise", case).counts == (("replays", 12),)
-    assert judged(Ours(), "breakable", case).counts == (("replays", 6),)
-    assert judged(Ours(), "compiled", case).counts == (("recompilations", 0),)
-
-
-class Recompiled(Ours):
-    """A number on the host that changes from call to call is a constant of what was compiled."""
-
-    calls = 0
-
-    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
-        self.calls += operation == "attention"
-        rules = arguments.get("rules")
-        if rules is not None and self.calls > 10**6:
-            return None
-        return super().call(operation, arguments)
-
-
-def test_recompilations_are_counted() -> None:
-    assert dict(judged(Recompiled(), "compiled").counts)["recompilations"] > 0
+    assert dict(judged(Ours(), "full", case).counts) == {"replays": 6}
+    assert dict(judged(Ours(), "piecewise", case).counts) == {"replays": 12, "recompilations": 0}
+    assert dict(judged(Ours(), "breakable", case).counts) == {"replays": 6, "recompilations": 0}
+    assert dict(judged(Ours(), "compiled", case).counts) == {"recompilations": 0}
 
 
 def random_cases(count: int) -> list[Case]:

@@ -13,6 +13,7 @@ from pageproof.optimized import Batch, Capacity, Rules, operators
 
 NAMES = (
     "attention",
+    "attention_with_kv_update",
     "make_plan",
     "merge_states",
     "mla_attention",

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..formats import INTEGERS
 
+SMALL_INPUTS = "the small inputs"  # the name of the memory that holds all of them
+SMALL_BYTES = 1 << 24
+
 
 def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
     """How many elements of memory lie from a tensor's first element to its last; 0 if it has none."""
@@ -34,24 +37,76 @@ class Watch:
 
 @dataclass(frozen=True)
 class Guards:
-    """A set of watches and what their memory held when they were set."""
+    """A set of watches and what their memory held when they were set.
+
+    Small memories are remembered end to end and looked at together: on a GPU a launch for each of them costs more
+    than all of their bytes. A large one is looked at where it lies.
+    """
 
     watches: tuple[Watch, ...]
-    before: tuple[Tensor, ...]
+    small: Tensor  # uint8: what the small memories held, end to end
+    large: tuple[Tensor, ...]  # what each of the others held
 
     @staticmethod
     def over(watches: Sequence[Watch]) -> Guards:
         """Remember every byte as it is now."""
-        return Guards(tuple(watches), tuple(watch.memory.clone() for watch in watches))
+        small, large = _by_size(watches)
+        return Guards(tuple(watches), _end_to_end(small), tuple(watch.memory.clone() for watch in large))
+
+    def changed(self) -> Tensor:
+        """bool, a number on the device: whether a byte is another one that may not be. Does not wait for it."""
+        small, large = _by_size(self.watches)
+        now = _end_to_end(small)
+        for watch, found, before in zip(small, _apart(now, small), _apart(self.small, small), strict=True):
+            if watch.writable:
+                _keep_outputs(watch, found, before)
+        pairs = [(_without_outputs(*pair), pair[1]) for pair in zip(large, self.large, strict=True)]
+        if small or not large:
+            pairs.append((now.view(torch.int64), self.small.view(torch.int64)))  # each has a multiple of 16 bytes
+        flags = [(found != before).any() for found, before in pairs]
+        return flags[0] if len(flags) == 1 else torch.stack(flags).any()
 
     def violations(self) -> str | None:
         """Which tensor or guard band changed and where it did first, in one sentence; None if nothing changed."""
-        pairs = [(w, _without_outputs(w, before), before) for w, before in zip(self.watches, self.before, strict=True)]
-        if not pairs:
+        if not self.changed().item():
             return None
-        changed = torch.stack([(now != before).any() for _, now, before in pairs]).tolist()
-        first = next((pair for pair, bad in zip(pairs, changed, strict=True) if bad), None)
-        return None if first is None else _describe(*first)
+        looked_at = ((watch, _without_outputs(watch, before), before) for watch, before in self._remembered())
+        return next(_describe(*found) for found in looked_at if bool((found[1] != found[2]).any()))
+
+    def put_back(self) -> None:
+        """Make every byte what it was, outputs too."""
+        small, large = _by_size(self.watches)
+        if small:
+            torch._foreach_copy_(_bytes(small), list(_apart(self.small, small)))
+        for watch, before in zip(large, self.large, strict=True):
+            watch.memory.copy_(before)
+
+    def _remembered(self) -> list[tuple[Watch, Tensor]]:
+        """Every watch in the order in which they were set, with what its memory held."""
+        small, large = _by_size(self.watches)
+        parts = zip([*small, *large], [*_apart(self.small, small), *self.large], strict=True)
+        held = {id(watch): before.view(watch.memory.dtype) for watch, before in parts}
+        return [(watch, held[id(watch)]) for watch in self.watches]
+
+
+def _by_size(watches: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:
+    """The small ones and the others."""
+    small = [watch for watch in watches if watch.memory.dim() == 1 and watch.memory.nbytes <= SMALL_BYTES]
+    return small, [watch for watch in watches if all(watch is not other for other in small)]
+
+
+def _end_to_end(watches: Sequence[Watch]) -> Tensor:
+    """A copy of their bytes."""
+    return torch.cat(_bytes(watches)) if watches else torch.empty(0, dtype=torch.uint8)
+
+
+def _bytes(watches: Sequence[Watch]) -> list[Tensor]:
+    return [watch.memory.view(torch.uint8) for watch in watches]
+
+
+def _apart(whole: Tensor, watches: Sequence[Watch]) -> tuple[Tensor, ...]:
+    """What `_end_to_end` made, the bytes of each memory."""
+    return torch.split(whole, [watch.memory.nbytes for watch in watches])
 
 
 def _without_outputs(watch: Watch, before: Tensor) -> Tensor:
@@ -59,9 +114,14 @@ def _without_outputs(watch: Watch, before: Tensor) -> Tensor:
     if not watch.writable:
         return watch.memory
     now = watch.memory.clone()
+    _keep_outputs(watch, now, before)
+    return now
+
+
+def _keep_outputs(watch: Watch, now: Tensor, before: Tensor) -> None:
+    """In a copy of the memory, what the candidate may write as it was."""
     for tensor in watch.tensors.values():
         _same_place(tensor, now).copy_(_same_place(tensor, before))
-    return now
 
 
 def _describe(watch: Watch, now: Tensor, before: Tensor) -> str:
@@ -103,8 +163,9 @@ def _nearest(watch: Watch, offset: int) -> tuple[str, str]:
 
 def _same_place(tensor: Tensor, memory: Tensor) -> Tensor:
     """The integers of `memory`, the watched memory or a copy of it, that lie where the tensor does."""
-    integers = INTEGERS[tensor.element_size()]
-    return memory.view(integers).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    whole = memory.view(INTEGERS[tensor.element_size()])
+    # A watched memory begins its storage; a copy may be a part of a longer one.
+    return whole.as_strided(tensor.shape, tensor.stride(), whole.storage_offset() + tensor.storage_offset())
 
 
 def _hex(value: int, memory: Tensor) -> str:

@@ -17,7 +17,7 @@ from ...reference.problem import Batch, Rules
 from ..case import ATTENTION_OPERATIONS, Case, Spec
 from ..formats import INTEGERS, torch_dtype
 from . import recipes
-from .guards import Guards, Watch
+from .guards import SMALL_INPUTS, Guards, Watch
 from .layouts import Layout, row_layout
 from .memory import Pack, Pools, place, place_pools
 from .pages import HUGE_PAGE, Ints, Pages, lay_out, poison_table, readable_keys
@@ -72,7 +72,7 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
         "rules": _rules(case.spec, small, query_bias),
         "scales": scales_of(small),
     }
-    watches = [Watch("the small inputs", memory, small), *bias_watches, *input_watches, *pools.watches, *output_watches]
+    watches = [Watch(SMALL_INPUTS, memory, small), *bias_watches, *input_watches, *pools.watches, *output_watches]
     return Problem(case, arguments, outputs, Guards.over(watches))
 
 

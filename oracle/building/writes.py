@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..case import Case
 from ..formats import torch_dtype
-from .guards import Guards, Watch
+from .guards import SMALL_INPUTS, Guards, Watch
 from .hashing import hashed, host_hashes, index_terms, normals
 from .layouts import row_layout
 from .memory import Pack, place, place_pools
@@ -36,7 +36,7 @@ def build_update(case: Case, device: torch.device) -> Problem:
     memory, small = pack.send(device)
     rows = {name: _shape(case, name, hashes, small) for name, hashes in draws.hashes(small).items()}
     inputs, watches = _place_rows(case, rows, sum(case.batch.query_lens), device)
-    watches.append(Watch("the small inputs", memory, small))
+    watches.append(Watch(SMALL_INPUTS, memory, small))
     pools = place_pools(
         case, _unshared(case).num_blocks, torch_dtype(spec.kv_dtype or spec.dtype), device, writable=True
     )

@@ -47,6 +47,7 @@ class Sizes:
     far_share: float  # of the compile keys with pages past 2**31 elements
     check_share: float  # of the cases that are asked one thing beyond the answer
     replays: int  # of a case in a mode other than eager
+    groups_share: float  # of the random attention cases in a mode other than eager: two cache groups in a step
     reads_share: float  # of the random cases that ask for nothing else: the read set, which only the interpreter shows
 
 
@@ -69,6 +70,7 @@ INTERPRETED = Sizes(
     far_share=0.0,
     check_share=1 / 6,
     replays=3,
+    groups_share=0.25,
     reads_share=0.1,
 )
 # A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
@@ -90,6 +92,7 @@ COMPILED = Sizes(
     far_share=0.03,
     check_share=1 / 6,
     replays=REPLAYS,
+    groups_share=0.125,
     reads_share=0.0,
 )
 

@@ -9,8 +9,9 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..case import FLOAT8, MODES, Case
+from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
 from ..case_checks import applicable
+from ..case_layers import layers_of
 from .lengths import Sizes, total_work
 from .pairs import Model, Trait, Values
 from .parameters import BY_NAME, NONE, NOT_APPLICABLE, SAME, Row, Value
@@ -60,7 +61,7 @@ class Group:
         checks = random.Random(f"{stream}:checks")
         for case in self._drawn(model, sizes, random.Random(stream)):
             if self.row is None:  # a relation may need kernels of its own, for which rows do not wait
-                case = with_reads(with_check(case, checks, sizes), checks, sizes)
+                case = with_groups(with_reads(with_check(case, checks, sizes), checks, sizes), sizes)
             yield case
 
     def _drawn(self, model: Model, sizes: Sizes, rng: random.Random) -> Iterator[Case]:
@@ -88,6 +89,16 @@ def with_reads(case: Case, rng: random.Random, sizes: Sizes) -> Case:
     """The case, or a share of the time, if it asks for nothing else, the same case asked for its read set."""
     asked = rng.random() < sizes.reads_share
     return replace(case, check="reads") if asked and case.check == "answer" and case.mode == MODES[0] else case
+
+
+def with_groups(case: Case, sizes: Sizes) -> Case:
+    """The case, or a share of the time, if it attends and is replayed, the same case with a second cache group."""
+    if case.mode == MODES[0] or case.spec.operation not in ATTENTION_OPERATIONS:
+        return case
+    grouped = replace(case, cache_groups=2)
+    drawn = random.Random(f"{case.seed}:cache groups").random() < sizes.groups_share
+    affordable = all(total_work(layer.spec, layer.batch, sizes) <= 2 * max(sizes.work) for layer in layers_of(grouped))
+    return grouped if drawn and affordable else case
 
 
 def _may_be_far(row: Row) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .program import Program
+from .program import Program, Tensors, run_layers
 
 if TYPE_CHECKING:
     from .modes import Machine
@@ -25,14 +25,17 @@ class OperatorsMoved(Exception):
 class Compiled:
     """The step as `torch.compile` traces it (fullgraph), cut at registered operators as engines cut it."""
 
-    def __init__(self, program: Program, machine: Machine) -> None:
-        self._program, self._compilations = program, 0
+    def __init__(self, layers: Sequence[Program], machine: Machine) -> None:
         with Operators() as plain:
-            program()
-        self._names: list[str] = []
-        self._step = torch.compile(program.__call__, fullgraph=True, dynamic=False, backend=self._compile)
+            run_layers(layers)
+        self._names: list[str] | None = None
+
+        def step() -> tuple[list[Tensors], list[Tensors]]:
+            return run_layers(layers)
+
+        self._step = torch.compile(step, fullgraph=True, dynamic=False, backend=self._compile)
         self.outputs, self.results = self._step()
-        if not self._compilations:
+        if self._names is None:
             raise OperatorsMoved("compiled: nothing was compiled")
         if self._names != plain.names:
             raise OperatorsMoved(f"compiled: found the operators {self._names}, expected {plain.names}")
@@ -41,13 +44,12 @@ class Compiled:
         self.outputs, self.results = self._step()
 
     def counts(self) -> dict[str, int]:
-        return {"recompilations": self._compilations - 1}
+        return {}
 
     def release(self) -> None:
         torch._dynamo.reset()  # or this case's would count towards the limit of recompilations of the next ones
 
     def _compile(self, module: GraphModule, _inputs: Any) -> Callable[..., Any]:
-        self._compilations += 1
         split = split_at_operators(module)
         self._names = registered_operators(split)
         return split

@@ -3,24 +3,25 @@
 | mode | what is captured or compiled | what runs as Python at each step |
 |---|---|---|
 | full | the whole step, in one graph | nothing |
-| piecewise | what is before and after the operation, in two graphs | the operation, and by turns the KV update |
-| breakable | one capture of the whole step, broken at the operation | the same |
+| piecewise | what lies around the operations, in graphs | the operations, and by turns the KV updates |
+| breakable | one capture of the whole step, broken at the operations | the same |
 | compiled | the whole step, split at registered operators | what the compiler made of it |
 
+In mode full_and_piecewise a step is prepared both ways, and `dispatch` says which of them takes a batch.
 Each runner checks that what ran is the mode that was asked for, and counts what really happened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from .compiled import Compiled
 from .eager import unzeroed_allocations
 from .graphs.breakable import BreakableGraph, eager_break
-from .graphs.interface import Backend, capture
-from .program import Call, Program, Tensors
+from .graphs.interface import Backend, Graph, capture
+from .program import Call, Program, Tensors, run_layers
 
 
 class WrongMode(Exception):
@@ -30,14 +31,14 @@ class WrongMode(Exception):
 class Runner(Protocol):
     """A step in one mode, prepared over what its memory holds now."""
 
-    outputs: Tensors  # of the operation
-    results: Tensors  # of the tail: valid until a graph runs that was captured before them into the same memory
+    outputs: list[Tensors]  # of each layer's operation
+    results: list[Tensors]  # of each tail: valid until a graph runs that was captured before them into the same memory
 
     def run(self) -> None:
         """Run it on what its memory holds now. Does not wait for the device."""
 
     def counts(self) -> dict[str, int]:
-        """What really happened: "replays" of graphs, "recompilations"."""
+        """What really happened: "replays" of graphs."""
 
     def release(self) -> None:
         """Give up what was captured."""
@@ -66,19 +67,18 @@ class Counted:
 class Full:
     """The whole step in one graph."""
 
-    def __init__(self, program: Program, machine: Machine) -> None:
-        self._call = Counted(program.call)
-        program = replace(program, call=self._call)
-        _warm_up(program, machine)
+    def __init__(self, layers: Sequence[Program], machine: Machine) -> None:
+        layers, self._calls = _counted(layers)
+        _warm_up(layers, machine)
         with capture(machine.backend, machine.pool) as self._graph:
-            self.outputs, self.results = program()
-        self._captured = self._call.made
+            self.outputs, self.results = run_layers(layers)
+        self._captured = self._calls.made
         if not self._graph.num_nodes:
             raise WrongMode("full: found a graph without a node, expected one that does the step")
 
     def run(self) -> None:
         self._graph.replay()
-        if self._call.made != self._captured:
+        if self._calls.made != self._captured:
             raise WrongMode("full: the candidate was called at a replay")
 
     def counts(self) -> dict[str, int]:
@@ -89,80 +89,86 @@ class Full:
 
 
 class Piecewise:
-    """Graphs around the operation, which is called anew at every step.
+    """Graphs around the operations, which are called anew at every step.
 
-    What it returns in memory of its own is copied to where the captured tail reads.
+    What one returns in memory of its own is copied to where the captured tail reads.
     """
 
-    def __init__(self, program: Program, machine: Machine) -> None:
-        self._call = Counted(program.call)
-        self._program = program = replace(program, call=self._call)
-        self._splits_update = machine.splits_update and bool(program.update)
-        _warm_up(program, machine)
-        with capture(machine.backend, machine.pool) as self._head:
-            self._rows = program.head()
-            if not self._splits_update:
-                program.write(self._rows)
-        self._head.replay()  # a capture computes nothing, and the operation that comes next is for real
-        self.outputs = self._between()
-        with capture(machine.backend, machine.pool) as self._tail:
-            self.results = program.tail(self.outputs)
-        self._each = 1 + self._splits_update
-        if not (self._head.num_nodes and self._tail.num_nodes):
-            raise WrongMode("piecewise: found a graph without a node, expected one on each side of the operation")
+    def __init__(self, layers: Sequence[Program], machine: Machine) -> None:
+        self._layers, self._calls = _counted(layers)
+        self._splits_update = machine.splits_update and bool(layers[0].update)
+        self._each = len(layers) * (1 + self._splits_update)
+        _warm_up(self._layers, machine)
+        self.outputs: list[Tensors] = []
+        self.results: list[Tensors] = []
+        self._rows: list[Tensors] = []
+        self._graphs: list[Graph] = []
+        for index in range(len(layers)):
+            self._graphs.append(self._captured(machine, index))
+            self._graphs[index].replay()  # a capture computes nothing, and the operation that comes next is for real
+            self.outputs.append(self._between(index))
+        self._graphs.append(self._captured(machine, len(layers)))
+        if not all(graph.num_nodes for graph in self._graphs):
+            raise WrongMode("piecewise: found a graph without a node, expected one on each side of every operation")
 
     def run(self) -> None:
-        before = self._call.made
-        self._head.replay()
-        for name, tensor in self._between().items():
-            if tensor is not self.outputs[name]:
-                self.outputs[name].copy_(tensor)
-        self._tail.replay()
-        if self._call.made != before + self._each:
-            found = self._call.made - before
+        before = self._calls.made
+        for index, outputs in enumerate(self.outputs):
+            self._graphs[index].replay()
+            for name, tensor in self._between(index).items():
+                if tensor is not outputs[name]:
+                    outputs[name].copy_(tensor)
+        self._graphs[-1].replay()
+        if self._calls.made != before + self._each:
+            found = self._calls.made - before
             raise WrongMode(f"piecewise: found {found} calls between the graphs, expected {self._each}")
 
     def counts(self) -> dict[str, int]:
-        return {"replays": self._head.replays - 1 + self._tail.replays}
+        return {"replays": sum(graph.replays for graph in self._graphs) - len(self._layers)}
 
     def release(self) -> None:
-        self._head.release()
-        self._tail.release()
+        for graph in self._graphs:
+            graph.release()
 
-    def _between(self) -> Tensors:
+    def _captured(self, machine: Machine, index: int) -> Graph:
+        """What lies before the operation of layer `index`, or after the last one."""
+        with capture(machine.backend, machine.pool) as graph:
+            if index:
+                self.results.append(self._layers[index - 1].tail(self.outputs[index - 1]))
+            if index < len(self._layers):
+                self._rows.append(self._layers[index].head())
+                if not self._splits_update:
+                    self._layers[index].write(self._rows[index])
+        return graph
+
+    def _between(self, index: int) -> Tensors:
         if self._splits_update:
-            self._program.write(self._rows)
-        return self._program.attend(self._rows)
+            self._layers[index].write(self._rows[index])
+        return self._layers[index].attend(self._rows[index])
 
 
 class Breakable:
-    """The step captured as one, with the operation (by turns the KV update too) broken out of it."""
+    """The step captured as one, with the operations (by turns the KV updates too) broken out of it."""
 
-    def __init__(self, program: Program, machine: Machine) -> None:
-        self._call = Counted(program.call)
-        program = replace(program, call=self._call)
-        attend = eager_break(name=program.operation)(program.attend)
-        write = eager_break(name=program.update)(program.write)
-        splits_update = machine.splits_update and bool(program.update)
-        self._each = 1 + splits_update
-
-        def step() -> tuple[Tensors, Tensors]:
-            rows = program.head()
-            (write if splits_update else program.write)(rows)
-            outputs = attend(rows)
-            return outputs, program.tail(outputs)
-
-        _warm_up(program, machine)
+    def __init__(self, layers: Sequence[Program], machine: Machine) -> None:
+        layers, self._calls = _counted(layers)
+        splits_update = machine.splits_update and bool(layers[0].update)
+        self._each = len(layers) * (1 + splits_update)
+        _warm_up(layers, machine)
         self._graph = BreakableGraph(machine.backend, machine.pool)
-        self.outputs, self.results = self._graph.capture(step)
+        self.outputs: list[Tensors] = []
+        self.results: list[Tensors] = []
+        with self._graph.record():
+            for layer in layers:
+                self._record(layer, splits_update)
         if self._graph.breaks != self._each:
             raise WrongMode(f"breakable: found {self._graph.breaks} breaks, expected {self._each}")
 
     def run(self) -> None:
-        before = self._call.made
+        before = self._calls.made
         self._graph.replay()
-        if self._call.made != before + self._each:
-            found = self._call.made - before
+        if self._calls.made != before + self._each:
+            found = self._calls.made - before
             raise WrongMode(f"breakable: found {found} calls between the segments, expected {self._each}")
 
     def counts(self) -> dict[str, int]:
@@ -171,17 +177,31 @@ class Breakable:
     def release(self) -> None:
         self._graph.release()
 
+    def _record(self, layer: Program, splits_update: bool) -> None:
+        write = eager_break(name=layer.update)(layer.write) if splits_update else layer.write
+        rows = layer.head()
+        write(rows)
+        outputs = eager_break(name=layer.operation)(layer.attend)(rows)
+        self.outputs.append(outputs)
+        self.results.append(layer.tail(outputs))
 
-def _warm_up(program: Program, machine: Machine) -> None:
+
+def _counted(layers: Sequence[Program]) -> tuple[list[Program], Counted]:
+    """The same layers with calls that are counted together."""
+    calls = Counted(layers[0].call)
+    return [replace(layer, call=calls) for layer in layers], calls
+
+
+def _warm_up(layers: Sequence[Program], machine: Machine) -> None:
     def once() -> None:
         with unzeroed_allocations():
-            program()
+            run_layers(layers)
 
     machine.backend.warm_up(once)
 
 
-# What runs a case in a mode; the names are those of `case.MODES`.
-RUNNERS: dict[str, Callable[[Program, Machine], Runner]] = {
+# What runs a case in a mode, by the names of `case.MODES`; full_and_piecewise is made of two of them.
+RUNNERS: dict[str, Callable[[Sequence[Program], Machine], Runner]] = {
     "full": Full,
     "compiled": Compiled,
     "piecewise": Piecewise,

@@ -1,5 +1,7 @@
 """A step as an engine issues it, in pieces that a mode may capture, compile or leave between two captures.
 
+A step is one layer after the other, and a layer is a program of four pieces:
+
 | piece | in an engine | here |
 |---|---|---|
 | head | the projections | copies of the rows, in memory of their own |
@@ -7,12 +9,13 @@
 | attend | the operation | the candidate's call |
 | tail | what consumes its outputs | copies of the outputs, in memory of their own |
 
+The tail of a layer and the head of the next lie between two operations, where an engine has its other layers.
 Everything the pieces read and write stays where it is; only what it holds changes between two runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +30,7 @@ ROWS = ("q", "q_nope", "q_pe", "key", "value", "latent", "k_pe", "out_a", "lse_a
 
 @dataclass(frozen=True)
 class Program:
-    """One candidate's step over fixed tensors. Only tensors go from piece to piece."""
+    """One layer of a candidate's step over fixed tensors. Only tensors go from piece to piece."""
 
     call: Call
     operation: str
@@ -62,6 +65,12 @@ class Program:
 
     def _issue(self, operation: str, arguments: Mapping[str, Any], rows: Tensors) -> Any:
         return self.call(operation, {name: rows.get(name, value) for name, value in arguments.items()})
+
+
+def run_layers(layers: Sequence[Program]) -> tuple[list[Tensors], list[Tensors]]:
+    """All layers in order: the outputs of each, and what its tail made of them."""
+    ran = [layer() for layer in layers]
+    return [outputs for outputs, _ in ran], [results for _, results in ran]
 
 
 def _copied(tensor: Tensor) -> Tensor:

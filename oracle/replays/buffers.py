@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..building.guards import Guards
+from ..building.guards import SMALL_INPUTS, Guards
 from ..building.problem import Problem
 from ..building.tensors import build
 from ..case import ATTENTION_OPERATIONS
@@ -32,10 +32,10 @@ class InMemory:
     def caches(self) -> dict[str, Tensor]:
         return {name: self.problem.arguments[name] for name in CACHES if name in self.problem.arguments}
 
-    def unwrite(self) -> None:
-        """Take out of the caches what the step's own update has to bring."""
+    def unwrite(self, caches: Mapping[str, Tensor] | None = None) -> None:
+        """Take out of the caches, its own or others that hold the step, what the step's own update has to bring."""
         if self.writing is not None:
-            self.writing.put(self.caches, self.writing.stale)
+            self.writing.put(self.caches if caches is None else caches, self.writing.stale)
 
     def program(self, call: Call) -> Program:
         problem, writing = self.problem, self.writing
@@ -67,19 +67,15 @@ def tensors_of(step: Step, device: torch.device, *, updates: bool) -> InMemory:
 class Buffers(InMemory):
     """Persistent tensors of one bucket, refilled between replays; their addresses never change."""
 
-    def refill(self, step: InMemory) -> Guards:
-        """Everything as `step` has it; what the memory is to be afterwards, outputs aside."""
-        mine, theirs = dict(_leaves(self.problem.arguments)), dict(_leaves(step.problem.arguments))
-        for name, tensor in mine.items():
-            bits_of(tensor).copy_(bits_of(theirs[name]).reshape(tensor.shape))
-        if self.writing is not None and step.writing is not None:
-            for name, rows in self.writing.rows.items():
-                rows.copy_(step.writing.rows[name])
-            self.writing.slot_mapping.copy_(step.writing.slot_mapping)
-        guards = Guards.over(self.problem.guards.watches)
-        if step.writing is not None:
-            step.writing.put(self.caches, step.writing.stale)
-        return guards
+    def refill(self, step: InMemory) -> None:
+        """Everything as `step` has it: the memories of one size in one launch on a GPU, what is small by itself."""
+        torch._foreach_copy_(_memories(self.problem), _memories(step.problem))
+        for mine, theirs in zip(_small_tensors(self), _small_tensors(step), strict=True):
+            mine.copy_(theirs.reshape(mine.shape))
+
+    def guarded(self) -> Guards:
+        """What the memory is to be after a step, outputs aside: as it was refilled."""
+        return Guards.over(self.problem.guards.watches)
 
 
 def _exchanged(writing: Writing) -> dict[str, Any]:
@@ -94,6 +90,24 @@ def _padded_slots(problem: Problem) -> Problem:
     whole = torch.full((problem.case.batch.num_tokens,), -1, dtype=torch.int64, device=given.device)
     whole[: len(given)] = given
     return replace(problem, arguments={**problem.arguments, "slot_mapping": whole})
+
+
+def _memories(problem: Problem) -> list[Tensor]:
+    """uint8: all watched memories whose size does not depend on the batch, but on the bucket."""
+    return [watch.memory.view(torch.uint8) for watch in problem.guards.watches if watch.name != SMALL_INPUTS]
+
+
+def _small_tensors(memory: InMemory) -> list[Tensor]:
+    """The arguments that are in none of those memories, as integers; and what the step writes, and where."""
+    problem, writing = memory.problem, memory.writing
+    elsewhere = {watch.memory.data_ptr() for watch in problem.guards.watches if watch.name != SMALL_INPUTS}
+    tensors = [bits_of(leaf) for _, leaf in _leaves(problem.arguments) if _start(leaf) not in elsewhere]
+    return tensors if writing is None else [*tensors, *writing.rows.values(), writing.slot_mapping]
+
+
+def _start(tensor: Tensor) -> int:
+    """Of the memory that it lies in."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _leaves(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..bound.evaluate import Expected
@@ -32,11 +33,11 @@ def complaint_of(
 
     `wanted`: the step as built, its caches as they should be now.
     """
-    if ran.writing is not None and ran is not wanted:
-        wrong = _different(ran.caches, wanted.caches, _as_update(wanted))
-        if wrong:
-            return Complaint(outcome=Outcome.DIFFERS, reason="the caches after the KV update", mismatches=wrong), ()
     if (violation := guards.violations()) is not None:
+        if ran.writing is not None and ran is not wanted:  # the caches are watched too, and may be what has changed
+            wrong = _different(ran.caches, wanted.caches, _as_update(wanted))
+            if wrong:
+                return Complaint(outcome=Outcome.DIFFERS, reason="the caches after the KV update", mismatches=wrong), ()
         return Complaint(outcome=Outcome.OUT_OF_BOUNDS, reason=violation), ()
     mismatches, ratios = compare(dict(outputs), expected, wanted.problem)
     if not mismatches:
@@ -45,10 +46,38 @@ def complaint_of(
     return Complaint(outcome=gravest(mismatches), mismatches=mismatches), ratios
 
 
-def other_bits(found: Outputs, wanted: Outputs, problem: Problem, what: str) -> Complaint | None:
-    """`found` has the bits of `wanted`; if not, the reason begins with `what`."""
-    wrong = _different(found, wanted, problem)
+def bytes_of(*outputs: Outputs) -> Tensor:
+    """uint8: a copy of all elements, one tensor after the other."""
+    return torch.cat([_packed(tensor).view(torch.uint8) for part in outputs for tensor in part.values()])
+
+
+def other_bits(found: Outputs, wanted: Tensor, problem: Problem, what: str) -> Complaint | None:
+    """`bytes_of(found)` is `wanted`; if not, the reason begins with `what`."""
+    parts = wanted.split([tensor.nbytes for tensor in found.values()])
+    wrong = _different(
+        found, {name: _like(found[name], part) for name, part in zip(found, parts, strict=True)}, problem
+    )
     return Complaint(outcome=Outcome.DIFFERS, reason=what, mismatches=wrong) if wrong else None
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """All elements one after the other; in one dimension a tensor of any strides is still itself."""
+    flat = tensor.reshape(-1)
+    return flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)
+
+
+def in_layer(complaint: Complaint, layer: InMemory, index: int) -> Complaint:
+    """The complaint with the layer that it is of, where that is not the case's own."""
+    if index == 0:
+        return complaint
+    spec = layer.problem.case.spec
+    place = f"in the other cache group (block_size {spec.block_size}, sliding_window {spec.sliding_window})"
+    return replace(complaint, reason=f"{complaint.reason}, {place}" if complaint.reason else place)
+
+
+def _like(tensor: Tensor, part: Tensor) -> Tensor:
+    """The bytes, wherever they begin, as a tensor of this shape and dtype."""
+    return part.clone().view(tensor.dtype).view(tensor.shape)
 
 
 def _different(found: Outputs, wanted: Outputs, problem: Problem) -> tuple[Mismatch, ...]:

@@ -36,7 +36,7 @@ def profile(kind: str, limits: Limits, rng: random.Random) -> tuple[Request, ...
         return ((1, limits.keys),)
     if kind == "full":
         return _full(limits)
-    return _within(_drawn(kind, limits, rng), limits)
+    return within(_drawn(kind, limits, rng), limits)
 
 
 def _full(limits: Limits) -> tuple[Request, ...]:
@@ -56,8 +56,7 @@ def _drawn(kind: str, limits: Limits, rng: random.Random) -> list[Request]:
 
 
 def _request(kind: str, limits: Limits, rng: random.Random) -> Request:
-    length = round(2 ** rng.uniform(0, limits.keys.bit_length()))
-    length = max(1, min(length, limits.keys))
+    length = length_within(limits, rng)
     if kind == "decode":
         return 1, length
     if kind == "idle":
@@ -69,7 +68,12 @@ def _request(kind: str, limits: Limits, rng: random.Random) -> Request:
     return n, n
 
 
-def _within(requests: list[Request], limits: Limits) -> tuple[Request, ...]:
+def length_within(limits: Limits, rng: random.Random) -> int:
+    """Keys of one request, all orders of magnitude alike."""
+    return max(1, min(round(2 ** rng.uniform(0, limits.keys.bit_length())), limits.keys))
+
+
+def within(requests: list[Request], limits: Limits) -> tuple[Request, ...]:
     """As many of the requests as there are tokens for, the costly ones cut."""
     kept: list[Request] = []
     tokens, work, keys = limits.tokens, limits.work, limits.all_keys

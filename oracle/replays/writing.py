@@ -70,11 +70,11 @@ def writing_of(problem: Problem, caches: Mapping[str, Tensor], *, rewrites: bool
     """
     case, first = problem.case, next(iter(caches.values()))
     numbers = new_slots(case)
-    tokens = sent(np.flatnonzero(numbers >= 0), first.device)
-    slots = sent(numbers[numbers >= 0], first.device)
-    blocks, offsets = slots // case.spec.block_size, slots % case.spec.block_size
+    written = numbers[numbers >= 0]
+    places = np.stack((np.flatnonzero(numbers >= 0), written, *np.divmod(written, case.spec.block_size)))
+    tokens, slots, blocks, offsets = sent(places, first.device).unbind()
     held = {name: bits_of(cache)[blocks, offsets] for name, cache in caches.items()}
-    visible = torch.stack([_finite(bits.view(first.dtype)) for bits in held.values()]).all(0)
+    visible = _finite(torch.cat([bits.flatten(1) for bits in held.values()], dim=1).view(first.dtype))
     mapping = torch.full((len(numbers),), -1, dtype=torch.int64, device=first.device)
     mapping[tokens] = torch.where(visible, slots, -1)
     stale = {}
@@ -97,7 +97,7 @@ def writing_of(problem: Problem, caches: Mapping[str, Tensor], *, rewrites: bool
 
 
 def _finite(rows: Tensor) -> Tensor:
-    return rows.float().isfinite().flatten(1).all(1)
+    return rows.float().isfinite().all(1)
 
 
 def _all_ones(bits: Tensor) -> int:
@@ -113,7 +113,7 @@ def _rows(
     made = {}
     for name, rows in held.items():
         scale = None if scales is None else (scales.v if name == "v_cache" else scales.k)
-        wide = rows.float() if scale is None else rows.float() * scale.view(-1, 1)
+        wide = rows if scale is None else rows.float() * scale.view(-1, 1)
         whole = torch.full((num_tokens, *rows.shape[1:]), torch.nan, dtype=dtype, device=rows.device)
         whole[tokens] = wide.to(dtype)
         made[name] = whole

@@ -79,14 +79,15 @@ def _with_width(case: Case, name: str, width: int) -> Case:
 
 def _plain_parts(case: Case) -> dict[str, Any]:
     """What is not as plain as it could be, by name, and how it would be."""
-    plain = {"recipe": RECIPES[0], "mode": MODES[0], "check": "answer", "poison": "", "seed": 0}
+    plain = {"recipe": RECIPES[0], "mode": MODES[0], "cache_groups": 1, "check": "answer", "poison": "", "seed": 0}
     parts = {name: value for name, value in plain.items() if getattr(case, name) != value}
     return parts | {name: getattr(BatchShape(), name) for name in _extras(case.batch)}
 
 
 def _with_parts(case: Case, parts: dict[str, Any]) -> Case:
     batch = {name: value for name, value in parts.items() if hasattr(case.batch, name)}
-    parts = {**parts, "replays": REPLAYS} if "mode" in parts else parts  # a plain call has none
+    if "mode" in parts:  # a plain call has neither replays nor layers
+        parts = {**parts, "replays": REPLAYS, "cache_groups": 1}
     return replace(case, **{name: parts[name] for name in parts if name not in batch}).with_batch(**batch)
 
 
