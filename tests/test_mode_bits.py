@@ -35,6 +35,22 @@ class OneBitOff(Merging):
         return out, off if is_capturing() else lse
 
 
+class Remembering(Reference):
+    """Rows that were stored in these caches once are taken to be there still."""
+
+    modes = MODES
+
+    def __init__(self) -> None:
+        self.stored: set[tuple[int, bytes]] = set()
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        rows = arguments["key"].cpu().view(torch.uint8).flatten().numpy().tobytes()
+        known = (arguments["k_cache"].data_ptr(), rows)
+        if known not in self.stored:
+            self.stored.add(known)
+            super().call(operation, arguments)
+
+
 class EarlyTail(Full):
     """What the tail made is of outputs that were not finished."""
 
@@ -88,3 +104,13 @@ def test_results_that_were_kept_from_another_graph_stay(device: str, monkeypatch
     assert verdict.outcome is Outcome.REPLAY_DIFFERS
     assert "replay 3 of 6" in verdict.reason
     assert "results of another graph, held during this replay" in verdict.reason
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_batch_that_comes_again_is_done_again(device: str) -> None:
+    """What is known of it from the first time is its answer only; its memory is as it was then."""
+    case = replace(CASE, mode="piecewise").with_spec(operation="update_kv_cache")
+    judge(replace(case, replays=5), Remembering(), device).require()
+    verdict = judge(case, Remembering(), device)
+    assert verdict.outcome is Outcome.DIFFERS  # as in a second plain call
+    assert dict(verdict.counts)["replays"] == 2 * 6  # a graph on either side of each call
