@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..reference.problem import Batch
 from .case import DTYPES, FLOAT8, MODES, Case
 
 TANH_KINDS = ("libm", "exp", "series", "approx")
@@ -51,10 +52,12 @@ class Candidate(Protocol):
     `case.MODES`; without it only "eager". Whoever names "full" or "piecewise" says that a call may be captured once
     and replayed on other values, and that a replay has the bits of a plain call on buffers of the same size.
 
-    Two methods are optional. `notes() -> list[str]`: lines about where it runs, printed when a campaign starts.
+    Three methods are optional. `notes() -> list[str]`: lines about where it runs, printed when a campaign starts.
     `plan_of(case) -> dict[str, int]`: how it lays out its launches for this case, as counts under names of its own;
     a campaign counts how many different ones it saw, and for each name how often it was not 0. By arithmetic on the
     host, without a device. `split_keys` among the names, where it is there, says after how many keys splits end.
+    `make_plan(batch, capacity) -> object`: what the layers of one step share, made on the device from the batch's
+    lengths; capacity is the buffers' (num_tokens, num_requests, seq_len). Attention gets it as the argument `plan`.
     """
 
     name: str
@@ -89,3 +92,9 @@ def plan_of(candidate: Candidate, case: Case) -> dict[str, int]:
     """What the candidate says of its launches for this case; nothing if it says nothing."""
     ask = getattr(candidate, "plan_of", None)
     return {} if ask is None else dict(ask(case))
+
+
+def plan_for(candidate: Candidate, batch: Batch, capacity: tuple[int, int, int]) -> dict[str, Any]:
+    """Attention's argument `plan` for all layers of a step; nothing if the candidate plans inside of its calls."""
+    make = getattr(candidate, "make_plan", None)
+    return {} if make is None else {"plan": make(batch, capacity)}

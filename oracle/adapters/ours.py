@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ...reference.problem import Batch
 from ..candidate import NumericContract
 from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
 
@@ -96,6 +97,9 @@ class Ours:
             "split_keys": split_keys,
             "split_doublings": (split_keys // limits.split_base).bit_length() - 1,
         }
+
+    def make_plan(self, batch: Batch, capacity: tuple[int, int, int]) -> Any:
+        return self.package.make_plan(batch, capacity)
 
     def call(self, operation: str, arguments: dict[str, Any]) -> Any:
         return getattr(self.package, operation)(**arguments)

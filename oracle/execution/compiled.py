@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .program import Program
+from .program import Tensors
 
 if TYPE_CHECKING:
     from .modes import Machine
@@ -25,8 +25,9 @@ class OperatorsMoved(Exception):
 class Compiled:
     """The step as `torch.compile` traces it (fullgraph), cut at registered operators as engines cut it."""
 
-    def __init__(self, program: Program, machine: Machine) -> None:
-        self._program, self._compilations = program, 0
+    def __init__(self, program: Callable[[], tuple[Tensors, Tensors]], machine: Machine) -> None:
+        """`program` is a step: what its operations wrote, and what it made of that."""
+        self._compilations = 0
         with Operators() as plain:
             program()
         self._names: list[str] = []
