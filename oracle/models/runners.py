@@ -33,6 +33,7 @@ class Full:
     """The whole step in one graph."""
 
     def __init__(self, step: ModelStep, machine: Machine) -> None:
+        self._step = step  # a graph keeps addresses: whoever replays it has to keep the buffers
         step.call = self._call = Counted(step.call)
         machine.backend.warm_up(step)
         with capture(machine.backend, machine.pool) as self._graph:
@@ -92,6 +93,7 @@ class Breakable:
     """The step captured as one, broken at each layer's attention."""
 
     def __init__(self, step: ModelStep, machine: Machine) -> None:
+        self._step = step
         step.call = self._call = Counted(step.call)
         machine.backend.warm_up(step)
         self._graph = BreakableGraph(machine.backend, machine.pool)
