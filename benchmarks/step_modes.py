@@ -24,6 +24,8 @@ from pageproof.oracle.models import (
     random_weights,
 )
 
+Row = dict[str, Any]
+
 MOST_KEYS = 1 << 19  # of a batch: the caches of four layers have to fit beside the weights
 GOALS = {"step": 1.03, "captured": 1.05}  # breakable / piecewise, at most
 
@@ -76,10 +78,12 @@ class Model:
 
 
 @torch.no_grad()
-def measure(model: Model, batch: Batch, candidate: Candidate, modes: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+def measure(
+    model: Model, batch: Batch, candidate: Candidate, modes: Sequence[str], rounds: int
+) -> list[dict[str, Any]]:
     """One row for each mode. All modes write the same keys to the same slots, so each finds the caches alike."""
     backend, clock = model.backend, Clock(model.backend.device)
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     runners = {}
     for mode in modes:
         pool, start = backend.new_pool(), time.perf_counter()
@@ -109,7 +113,7 @@ def _hidden(runner: Any, backend: Backend) -> torch.Tensor:
     return found.clone()
 
 
-def _compare(rows: dict[str, dict[str, Any]], times: dict[str, Times]) -> None:
+def _compare(rows: dict[str, Row], times: dict[str, Times]) -> None:
     """Breakable against piecewise, where both were measured."""
     if {"breakable", "piecewise"} <= rows.keys():
         mine, theirs = rows["breakable"], rows["piecewise"]

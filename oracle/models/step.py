@@ -1,10 +1,10 @@
 """A decoder's step over one bucket: what lies between two attentions in pieces, for modes to capture or compile.
 
-    piece 0: plan, embedding, norm, projections, rotary, KV update of layer 0
-    attend   layer 0: the candidate's operation
-    piece 1: output projection and MLP of layer 0; norm, projections, rotary, KV update of layer 1
-    ...
-    piece num_layers: output projection and MLP of the last layer, final norm
+piece 0: plan, embedding, norm, projections, rotary, KV update of layer 0
+attend   layer 0: the candidate's operation
+piece 1: output projection and MLP of layer 0; norm, projections, rotary, KV update of layer 1
+...
+piece num_layers: output projection and MLP of the last layer, final norm
 """
 
 from __future__ import annotations

@@ -39,11 +39,12 @@ def random_weights(
         return normal_values(seed, name, size, device).mul_(inputs**-0.5).to(dtype)
 
     def layer(index: int) -> Layer:
-        matrices = {name: matrix(f"{index}/{name}", size, size[-2]) for name, size in _matrices(shape).items()}
-        if shape.is_mla:  # W_UK as a query meets it: what has variance 1 is the key W_UK c, a sum over the rank
-            size = (shape.num_query_heads, shape.head_size, shape.kv_lora_rank)
-            matrices["absorb"] = matrix(f"{index}/absorb", size, shape.kv_lora_rank)
-        return matrices | {name: norm(f"{index}/{name}", size) for name, size in _norms(shape).items()}
+        # W_UK is met by queries, but what has variance 1 is the key W_UK c, a sum over the rank.
+        matrices = {
+            name: matrix(f"{index}/{name}", size, size[-1] if name == "absorb" else size[-2])
+            for name, size in matrix_sizes(shape).items()
+        }
+        return matrices | {name: norm(f"{index}/{name}", size) for name, size in norm_sizes(shape).items()}
 
     # On the host, whose cosines are the same for every device.
     steps = torch.arange(0, shape.rotated_size, 2, dtype=torch.float64) / shape.rotated_size
@@ -64,7 +65,8 @@ def normal_values(seed: int, name: str, size: tuple[int, ...], device: torch.dev
     return normals(hashed([(rows, columns)])).view(size)
 
 
-def _matrices(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+def matrix_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    """One layer's matrices, [inputs, outputs] or one of these for each head."""
     hidden, heads = shape.hidden_size, shape.num_query_heads
     common = {
         "output": (heads * shape.head_size_v, hidden),
@@ -75,13 +77,15 @@ def _matrices(shape: ModelShape) -> dict[str, tuple[int, ...]]:
         return common | {
             "queries": (hidden, heads * (shape.head_size + shape.rope_head_size)),
             "latent": (hidden, shape.kv_lora_rank + shape.rope_head_size),
-            "expand": (heads, shape.kv_lora_rank, shape.head_size_v),
+            "absorb": (heads, shape.head_size, shape.kv_lora_rank),  # W_UK
+            "expand": (heads, shape.kv_lora_rank, shape.head_size_v),  # W_UV
         }
     columns = (heads + shape.num_kv_heads) * shape.head_size + shape.num_kv_heads * shape.head_size_v
     return common | {"qkv": (hidden, columns)}
 
 
-def _norms(shape: ModelShape) -> dict[str, int]:
+def norm_sizes(shape: ModelShape) -> dict[str, int]:
+    """One layer's RMSNorms."""
     sizes = {"attention_norm": shape.hidden_size, "mlp_norm": shape.hidden_size}
     if shape.is_mla:
         sizes["latent_norm"] = shape.kv_lora_rank
