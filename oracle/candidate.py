@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ..reference.problem import Batch
 from .case import DTYPES, FLOAT8, MODES, Case
+
+if TYPE_CHECKING:
+    from ..reference.problem import Batch
 
 TANH_KINDS = ("libm", "exp", "series", "approx")
 FORMATS = (*DTYPES, FLOAT8)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ...reference.problem import Batch
 from ..candidate import NumericContract
 from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
 
 if TYPE_CHECKING:
     from ...optimized.tuning import PlanLimits
+    from ...reference.problem import Batch
 
 SPLIT_LEVELS, WHOLE = 16, 1 << 30  # as in optimized/kernels/plan.py
 
@@ -99,7 +99,7 @@ class Ours:
         }
 
     def make_plan(self, batch: Batch, capacity: tuple[int, int, int]) -> Any:
-        return self.package.make_plan(batch, capacity)
+        return self.call("make_plan", {"batch": batch, "capacity": capacity})
 
     def call(self, operation: str, arguments: dict[str, Any]) -> Any:
         return getattr(self.package, operation)(**arguments)

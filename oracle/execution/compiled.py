@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.fx import GraphModule, Node
@@ -22,11 +22,16 @@ class OperatorsMoved(Exception):
     """The compiled step runs other operators than the plain one, or in another order."""
 
 
+class Step(Protocol):
+    """What its operations wrote, and what it made of that."""
+
+    def __call__(self) -> tuple[Tensors, Tensors]: ...
+
+
 class Compiled:
     """The step as `torch.compile` traces it (fullgraph), cut at registered operators as engines cut it."""
 
-    def __init__(self, program: Callable[[], tuple[Tensors, Tensors]], machine: Machine) -> None:
-        """`program` is a step: what its operations wrote, and what it made of that."""
+    def __init__(self, program: Step, machine: Machine) -> None:
         self._compilations = 0
         with Operators() as plain:
             program()

@@ -76,12 +76,12 @@ class Buffers:
 
         owner = np.repeat(np.arange(len(requests)), query_lens)
         first = (seq_lens - query_lens - (query_lens.cumsum() - query_lens))[owner]
-        positions = np.arange(len(owner)) + first
+        positions = (np.arange(len(owner)) + first).astype(np.int64)
         slots = table[owner, positions // self.block_size].astype(np.int64) * self.block_size
         _fill(self.tokens, rng.integers(0, vocabulary, len(owner)), padding=0)
         _fill(self.positions, positions, padding=0)
         _fill(self.slot_mapping, slots + positions % self.block_size, padding=-1)
-        _fill(self.batch.cu_seqlens_q, np.concatenate([[0], query_lens.cumsum()]), padding=len(owner))
+        _fill(self.batch.cu_seqlens_q, np.insert(query_lens.cumsum(), 0, 0), padding=len(owner))
         _fill(self.batch.seq_lens, seq_lens, padding=0)
         self.batch.block_table.copy_(torch.from_numpy(table))
 

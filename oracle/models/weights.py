@@ -68,7 +68,7 @@ def normal_values(seed: int, name: str, size: tuple[int, ...], device: torch.dev
 def matrix_sizes(shape: ModelShape) -> dict[str, tuple[int, ...]]:
     """One layer's matrices, [inputs, outputs] or one of these for each head."""
     hidden, heads = shape.hidden_size, shape.num_query_heads
-    common = {
+    common: dict[str, tuple[int, ...]] = {
         "output": (heads * shape.head_size_v, hidden),
         "gate_up": (hidden, 2 * shape.intermediate_size),
         "down": (shape.intermediate_size, hidden),
