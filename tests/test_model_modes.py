@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pageproof.optimized import interpreter
 from pageproof.oracle.adapters.ours import Ours
 from pageproof.oracle.execution.graphs.interface import Backend
 from pageproof.oracle.execution.modes import Machine, Runner, WrongMode
@@ -62,6 +65,31 @@ def test_replays_have_the_bits_of_the_eager_step(model: str, mode: str, make_bac
         graphs = 1 if mode == "full" else step.shape.num_layers + 1
         assert (counts["graphs"], counts["replays"]) == (graphs, graphs * len(STEPS))
     runner.release()
+
+
+@pytest.mark.parametrize("make_backend", KERNEL_BACKENDS)
+@pytest.mark.parametrize("mode", ["full", "piecewise", "breakable"])
+@pytest.mark.parametrize("model", ["llama-3-8b", "deepseek-v2-lite"])
+@torch.no_grad()
+def test_buckets_of_one_pool_leave_each_other_alone(model: str, mode: str, make_backend: Callable[[], Backend]) -> None:
+    """A smaller bucket captured later takes the memory that nobody holds of the larger one's."""
+    backend, shape = make_backend(), SHAPES[model].tiny()
+    weights, pool = weights_of(shape, torch.float16, backend.device), backend.new_pool()
+    steps = [step_of(shape, weights, bucket) for bucket in (BUCKET, replace(BUCKET, num_tokens=4))]
+    steps[1].caches = steps[0].caches
+    runners = []
+    for step in steps:
+        load(step, CAPTURED, seed=0)
+        runners.append(RUNNERS[mode](step, Machine(backend, pool)))
+    for seed, index in enumerate((0, 1, 0, 1)):
+        eager = step_of(shape, weights, steps[index].buffers.bucket)
+        put_caches(eager, steps[index])
+        for one in (steps[index], eager):
+            load(one, [(1, 70), (2, 20 + seed)], seed=seed + 1)
+        runners[index].run()
+        backend.synchronize()
+        _, wanted = eager()
+        assert differences(steps[index], runners[index].results, eager, wanted) == []
 
 
 class KeptPlan(Ours):
@@ -125,3 +153,13 @@ def test_a_call_that_is_missing_at_a_replay_is_an_error(mode: str, make_backend:
     step.call = Ours().call  # behind the counter's back
     with pytest.raises(WrongMode, match="found 0 calls between the graphs, expected 2"):
         runner.run()
+
+
+@pytest.mark.skipif(not interpreter.INTERPRETED, reason="kernels are compiled here, not interpreted")
+def test_the_example_of_the_documentation_runs() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "step.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    found: dict[str, Any] = {"__name__": "step"}
+    exec(block, found)
+    assert found["runner"].counts()["graphs"] == 4
+    assert bool(found["runner"].results["hidden"].isfinite().all())

@@ -88,11 +88,14 @@ class ModelStep:
 
     def piece(self, number: int, flow: Flow | None) -> Flow:
         """What lies before attention of layer `number`, from attention of the layer before it on."""
-        flow = self._begin() if flow is None else flow._replace(hidden=self._after(number - 1, flow.hidden))
+        if flow is None:
+            flow = self._begin()
+        else:
+            flow = Flow(self._after(number - 1, flow.hidden), flow.rotation, flow.shared)
         if number < self.shape.num_layers:
             self._before(number, flow)
             return flow
-        return flow._replace(hidden=self._norm(flow.hidden, self.weights.final_norm))
+        return Flow(self._norm(flow.hidden, self.weights.final_norm), flow.rotation, flow.shared)
 
     def arguments(self, index: int, flow: Flow) -> dict[str, Any]:
         """Of attention in layer `index`."""
