@@ -99,7 +99,8 @@ class Ours:
         }
 
     def make_plan(self, batch: Batch, capacity: tuple[int, int, int]) -> Any:
-        return self.call("make_plan", {"batch": batch, "capacity": capacity})
+        package: Any = self.package
+        return package.make_plan(batch, capacity)
 
     def call(self, operation: str, arguments: dict[str, Any]) -> Any:
         return getattr(self.package, operation)(**arguments)

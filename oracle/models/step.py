@@ -88,10 +88,7 @@ class ModelStep:
 
     def piece(self, number: int, flow: Flow | None) -> Flow:
         """What lies before attention of layer `number`, from attention of the layer before it on."""
-        if flow is None:
-            flow = self._begin()
-        else:
-            flow = Flow(self._after(number - 1, flow.hidden), flow.rotation, flow.shared)
+        flow = self._begin() if flow is None else self._continued(number - 1, flow)
         if number < self.shape.num_layers:
             self._before(number, flow)
             return flow
@@ -111,6 +108,9 @@ class ModelStep:
         shared = plan_for(self.candidate, buffers.batch, buffers.capacity)
         rotation = Rotation(weights.cosines[buffers.positions], weights.sines[buffers.positions])
         return Flow(F.embedding(buffers.tokens, weights.embedding), rotation, shared)
+
+    def _continued(self, index: int, flow: Flow) -> Flow:
+        return Flow(self._after(index, flow.hidden), flow.rotation, flow.shared)
 
     def _before(self, index: int, flow: Flow) -> None:
         layer = self.weights.layers[index]
