@@ -39,16 +39,21 @@ def main() -> int:
     if "step" in options.sections:
         for row in steps(options, backend):
             found["step"].append(row)
+        save(found, options.json)
     if "attention" in options.sections:
         from step_attention import attention_rows
 
         found["attention"] = attention_rows(backend, tiny=options.tiny, rounds=options.rounds)
         print("\n".join(json.dumps(row) for row in found["attention"]))
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+    save(found, options.json)
     wrong = [row for row in found["step"] if not row["same_bits"]]
     wrong += [row for row in found["attention"] if row.get("agrees") is False]
     return 1 if wrong else 0
+
+
+def save(found: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def steps(options: argparse.Namespace, backend: Any) -> Iterator[dict[str, Any]]:
@@ -77,6 +82,7 @@ def steps(options: argparse.Namespace, backend: Any) -> Iterator[dict[str, Any]]
                     goals = f"(goals: at most {GOALS['step']}, {GOALS['captured']})"
                     print(f"  breakable / piecewise: step {ratios[0]:.3f}, captured {ratios[1]:.3f} {goals}")
                 yield {"model": name, "layers": options.layers, **row}
+            print(f"  fastest: {min(rows, key=lambda row: row['step_us'])['mode']} (goal: full)")
         del model
 
 
