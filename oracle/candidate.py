@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .case import DTYPES, FLOAT8, MODES, Case
 from .execution.dispatch import FULL, PIECEWISE, dispatch, without_padding
+
+if TYPE_CHECKING:
+    from ..reference.problem import Batch
 
 TANH_KINDS = ("libm", "exp", "series", "approx")
 FORMATS = (*DTYPES, FLOAT8)
@@ -62,6 +65,8 @@ class Candidate(Protocol):
     takes a batch, "full" or "piecewise", by the query lengths of its requests, padding ones left out, and by that of
     the requests that the full one was captured for. The oracle expects the choice of `execution.dispatch.dispatch`,
     which is made where there is no such method.
+    `make_plan(batch, capacity) -> object`: what the layers of one step share, made on the device from the batch's
+    lengths; capacity is the buffers' (num_tokens, num_requests, seq_len). Attention gets it as the argument `plan`.
     """
 
     name: str
@@ -105,3 +110,9 @@ def dispatch_of(candidate: Candidate, query_lens: tuple[int, ...], captured_quer
     if chosen not in (FULL, PIECEWISE):
         raise ValueError(f"dispatch: found {chosen!r}, expected {FULL!r} or {PIECEWISE!r}")
     return chosen
+
+
+def plan_for(candidate: Candidate, batch: Batch, capacity: tuple[int, int, int]) -> dict[str, Any]:
+    """Attention's argument `plan` for all layers of a step; nothing if the candidate plans inside of its calls."""
+    make = getattr(candidate, "make_plan", None)
+    return {} if make is None else {"plan": make(batch, capacity)}

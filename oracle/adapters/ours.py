@@ -10,6 +10,7 @@ from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
 
 if TYPE_CHECKING:
     from ...optimized.tuning import PlanLimits
+    from ...reference.problem import Batch
 
 SPLIT_LEVELS, WHOLE = 16, 1 << 30  # as in optimized/kernels/plan.py
 
@@ -96,6 +97,10 @@ class Ours:
             "split_keys": split_keys,
             "split_doublings": (split_keys // limits.split_base).bit_length() - 1,
         }
+
+    def make_plan(self, batch: Batch, capacity: tuple[int, int, int]) -> Any:
+        package: Any = self.package
+        return package.make_plan(batch, capacity)
 
     def call(self, operation: str, arguments: dict[str, Any]) -> Any:
         return getattr(self.package, operation)(**arguments)

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .program import Program, Tensors, run_layers
+from .program import Step, Tensors, run_layers
 
 if TYPE_CHECKING:
     from .modes import Machine
@@ -25,7 +25,7 @@ class OperatorsMoved(Exception):
 class Compiled:
     """The step as `torch.compile` traces it (fullgraph), cut at registered operators as engines cut it."""
 
-    def __init__(self, layers: Sequence[Program], machine: Machine) -> None:
+    def __init__(self, layers: Sequence[Step], machine: Machine) -> None:
         with Operators() as plain:
             run_layers(layers)
         self._names: list[str] | None = None

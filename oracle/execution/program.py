@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -67,7 +67,13 @@ class Program:
         return self.call(operation, {name: rows.get(name, value) for name, value in arguments.items()})
 
 
-def run_layers(layers: Sequence[Program]) -> tuple[list[Tensors], list[Tensors]]:
+class Step(Protocol):
+    """What its operations wrote, and what it made of that: a `Program`, or a step with operations of its own."""
+
+    def __call__(self) -> tuple[Tensors, Tensors]: ...
+
+
+def run_layers(layers: Sequence[Step]) -> tuple[list[Tensors], list[Tensors]]:
     """All layers in order: the outputs of each, and what its tail made of them."""
     ran = [layer() for layer in layers]
     return [outputs for outputs, _ in ran], [results for _, results in ran]

@@ -30,11 +30,13 @@ class EagerCall:
         self._modes = _modes()
         self._arguments = _addresses({**{str(index): value for index, value in enumerate(args)}, **kwargs}, "argument ")
         self._result: list[tuple[str, Any]] = []
+        self._returned_nothing = False
         self._outputs: list[tuple[str, Tensor, int]] = []
 
     def first(self) -> Any:
         """Call it at the capture; its outputs are the memory that the segments after it are captured on."""
         result = self._function(*self._args, **self._kwargs)
+        self._returned_nothing = result is None
         self._result = list(parts(result, "output "))
         for path, leaf in self._result:
             if isinstance(leaf, Tensor) and any(
@@ -57,7 +59,10 @@ class EagerCall:
             self._run()
 
     def _run(self) -> None:
-        self._copy(list(parts(self._function(*self._args, **self._kwargs), "output ")))
+        result = self._function(*self._args, **self._kwargs)
+        if result is None and self._returned_nothing:  # all was written in place; to take it apart costs a microsecond
+            return
+        self._copy(list(parts(result, "output ")))
 
     def _copy(self, found: list[tuple[str, Any]]) -> None:
         paths, expected_paths = [path for path, _ in found], [path for path, _ in self._result]

@@ -214,6 +214,11 @@ class CudaBackend:
     def new_pool(self) -> CudaPool:
         return CudaPool()
 
+    def pool_bytes(self, pool: Any) -> int:
+        segments = torch.cuda.memory_snapshot()
+        mine = (part for part in segments if part["device"] == self.device.index)
+        return sum(part["total_size"] for part in mine if tuple(part["segment_pool_id"]) == pool.handle)
+
     def begin(self, pool: Any) -> CudaGraph:
         if self.is_capturing():
             raise CaptureError("a capture begins inside of another one")

@@ -85,6 +85,9 @@ class EmulatedBackend:
     def new_pool(self) -> Pool:
         return Pool()
 
+    def pool_bytes(self, pool: Any) -> int:
+        return sum(segment.reached for segment in pool.segments)
+
     def begin(self, pool: Any) -> EmulatedGraph:
         if self.is_capturing():
             raise CaptureError("a capture begins inside of another one")

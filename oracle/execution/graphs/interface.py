@@ -74,6 +74,9 @@ class Backend(Protocol):
     def new_pool(self) -> Any:
         """Memory that the captures into it share; an opaque token for `begin`."""
 
+    def pool_bytes(self, pool: Any) -> int:
+        """How much memory the captures into `pool` have taken so far; backends count in granules of their own."""
+
     def begin(self, pool: Any) -> Graph:
         """From here on this thread's work is recorded and not run. `capture` does this and `end` together."""
 

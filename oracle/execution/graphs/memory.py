@@ -27,6 +27,7 @@ class Segment:
 
     memory: NDArray[np.uint8]
     free: dict[int, int] = field(default_factory=dict)
+    reached: int = 0  # where the last byte ends that was ever handed out
 
     @classmethod
     def of(cls, num_bytes: int) -> Segment:
@@ -41,6 +42,7 @@ class Segment:
         return self.memory.ctypes.data
 
     def take(self, start: int, num_bytes: int) -> None:
+        self.reached = max(self.reached, start + num_bytes)
         left = self.free.pop(start) - num_bytes
         if left:
             self.free[start + num_bytes] = left
