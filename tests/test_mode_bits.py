@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +57,7 @@ class EarlyTail(Full):
 
     def run(self) -> None:
         super().run()
-        self.results["lse"].add_(1.0)
+        self.results[0]["lse"].add_(1.0)
 
 
 class Overwriting(Full):
@@ -64,15 +65,15 @@ class Overwriting(Full):
 
     earlier: list[Full]
 
-    def __init__(self, program: Program, machine: Machine) -> None:
-        super().__init__(program, machine)
+    def __init__(self, layers: Sequence[Program], machine: Machine) -> None:
+        super().__init__(layers, machine)
         self.before = list(self.earlier)
         self.earlier.append(self)
 
     def run(self) -> None:
         super().run()
         for runner in self.before:
-            runner.results["out"].zero_()
+            runner.results[0]["out"].zero_()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -235,11 +235,12 @@ def test_a_choice_that_does_no_harm_is_found_as_well(
     assert not verdict.mismatches
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("choose", "error"), [(longest_of_none, "ValueError: min()"), (lambda *_: "graph", "dispatch: found 'graph'")]
 )
-def test_a_dispatcher_that_fails_is_a_crash(choose: Callable[[QueryLens, int], str], error: str) -> None:
-    verdict = chosen_wrongly(choose, replaying("empty"), "cpu")
+def test_a_dispatcher_that_fails_is_a_crash(choose: Callable[[QueryLens, int], str], error: str, device: str) -> None:
+    verdict = chosen_wrongly(choose, replaying("empty"), device)
     assert verdict.outcome is Outcome.CRASHED
     assert error in verdict.reason
 
