@@ -12,9 +12,9 @@ from pageproof.oracle.campaign.covering import covering_array
 from pageproof.oracle.campaign.lengths import COMPILED, INTERPRETED, Batches, Sizes, total_work
 from pageproof.oracle.campaign.pairs import MODEL, Model
 from pageproof.oracle.campaign.parameters import NOT_APPLICABLE, PARAMETERS
-from pageproof.oracle.campaign.sampler import Group, random_group, row_group
+from pageproof.oracle.campaign.sampler import Group, made_up_group, random_group, row_group
 from pageproof.oracle.campaign.traits import compile_key, traits, visible_keys
-from pageproof.oracle.case import ATTENTION_OPERATIONS, BatchShape, Case, Spec
+from pageproof.oracle.case import ATTENTION_OPERATIONS, FLOAT8, BatchShape, Case, Spec
 from pageproof.oracle.case_rules import why_invalid
 
 WIDE = Model(extra=True)
@@ -213,3 +213,11 @@ def test_what_only_a_kernel_takes_as_data_does_not_change_the_compile_key() -> N
     assert compile_key(spec) == compile_key(same)
     for other in (replace(spec, sliding_window=None), replace(spec, softcap=None), replace(spec, head_size=128)):
         assert compile_key(other) != compile_key(spec)
+
+
+def test_a_pair_that_what_is_declined_leaves_no_row_for_is_not_made_up() -> None:
+    pair = frozenset({("kv_dtype", "same"), ("scales", "head")})
+    group = made_up_group(0, 5, pair, frozenset(), COMPILED)
+    assert group is not None
+    assert pair <= frozenset(group.row or ())
+    assert made_up_group(0, 5, pair, frozenset({("out_dtype", FLOAT8)}), COMPILED) is None

@@ -77,7 +77,7 @@ def test_kernel_within_its_declared_arithmetic_agrees(first: int) -> None:
         verdict = judge(case, Simulated(arithmetic, seed=seed, tensor_core=tensor_core))
         verdict.require()
         names |= {name for name, _ in verdict.ratios}
-    assert names == {"out", "lse", "out sub-gaussian", "lse sub-gaussian", "out row z", "out case z"}
+    assert names - {"out case z"} == {"out", "lse", "out sub-gaussian", "lse sub-gaussian", "out row z"}
 
 
 @pytest.mark.parametrize("seed", range(0, 24, 2))
@@ -110,6 +110,25 @@ def test_rows_that_need_no_arithmetic_stay_exact_and_are_not_counted() -> None:
     assert expected.statistics.counted[:3, 1:].all()
     assert not expected.statistics.counted[3:].any()
     assert not expected.statistics.counted[:, 0].any()
+
+
+def test_keys_that_a_softcap_makes_equal_count_as_one() -> None:
+    """Nine needles at the cap are one weight with one rounding: 1.6 standard deviations, and nobody's fault."""
+    spec = Spec(
+        dtype="float32", q_dtype=FLOAT8, kv_dtype=FLOAT8, scales="head", num_kv_heads=1, group_size=32, block_size=128,
+        sliding_window=125, softcap=2.0, query_bias="dense", bias_width=32,
+    )  # fmt: skip
+    batch = BatchShape(query_lens=(1, 2, 160), seq_lens=(60, 64, 256), shared_blocks=1)
+    case = Case(spec=spec, batch=batch, recipe="needle", poison="", seed=2512619027)
+    float16 = replace(DECLARED, p_dtype="float16")
+    needles, normal = (
+        evaluate(build(each, "cpu"), float16).statistics for each in (case, replace(case, recipe="normal"))
+    )
+    assert needles is not None
+    assert normal is not None
+    assert not needles.counted[152, 5]
+    assert not needles.counted[154, 27]
+    assert normal.counted[152, 5]
 
 
 def test_rows_of_few_keys_are_not_counted() -> None:

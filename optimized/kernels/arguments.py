@@ -111,8 +111,14 @@ class WorkLists(NamedTuple):
 
 
 def stride(tensor: Tensor, dim: int) -> int:
-    """A dimension of size 1 may carry any stride; 0 is as good and never overflows."""
-    return tensor.stride(dim) if tensor.shape[dim] > 1 else 0
+    """A dimension of size 1 may carry any stride, as large as it likes; here it gets that of a packed tensor.
+
+    Triton compiles anew when a stride is a multiple of 16 and was not before. So a step of one token must not bring
+    another kind of stride than a step of two.
+    """
+    if tensor.shape[dim] > 1:
+        return tensor.stride(dim)
+    return 1 if dim == tensor.dim() - 1 else tensor.shape[dim + 1] * stride(tensor, dim + 1)
 
 
 def _stride(tensor: Tensor | None, dim: int) -> int | None:

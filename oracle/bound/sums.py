@@ -19,6 +19,8 @@ from .scores import Operands, score_errors
 
 _SCALARS = ("lse", "maximum", "denominator", "num_keys", "span", "gained", "least", "largest", "effective_keys")
 
+SATURATED = 2.0**-8  # scores this near to the softcap give weights that differ by less than half a unit of bfloat16
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowSums:
@@ -39,7 +41,7 @@ class RowSums:
     gained: Tensor  # sum P (e^r - 1)
     least: Tensor  # sum P e^-r
     largest: Tensor  # max |v| of the request
-    effective_keys: Tensor  # (sum P^2)^2 / sum P^4: so many equal weights would have the same roundings; or 0
+    effective_keys: Tensor  # so many equal weights, rounded apart, would have the same roundings; see `_effective_keys`
     lost: Tensor | None  # [..., Dv]: sum |v| over the visible keys, where a cast P may underflow by more than float32
     wrong: Tensor | None  # [..., Dv]: sum P e^r * (error of v), where v is computed
     squares: Tensor | None  # [..., Dv]: sum P^2 v^2, where independent roundings are asked for
@@ -90,7 +92,7 @@ class Collector:
         if "squares" in self._vectors:
             squares = p.square()
             vectors["squares"] = weigh(squares, rows.v.square())
-            scalars["effective_keys"] = squares.sum(dim=-1).square() / squares.square().sum(dim=-1)
+            scalars["effective_keys"] = _effective_keys(squares, scores.y, rules.softcap)
         parts = [vectors[name] for name in self._vectors]
         parts += [scalars[name].expand(weights.lse.shape)[..., None] for name in _SCALARS]
         # By token, all heads in one dimension: more than four, and torch copies the parts one by one.
@@ -105,6 +107,20 @@ class Collector:
         found.update(zip(self._vectors, parts, strict=False))
         found.update((name, part[..., 0]) for name, part in zip(_SCALARS, parts[len(self._vectors) :], strict=True))
         return RowSums(**found)  # type: ignore[arg-type]
+
+
+def _effective_keys(squares: Tensor, y: Tensor, softcap: float | None) -> Tensor:
+    """(sum P^2)^2 / sum P^4 of a row's weights; those that a softcap makes equal are rounded alike, and count as one.
+
+    At either end: with a softcap of 0.5 the lowest weight is a third of the highest.
+    """
+    total, fourth = squares.sum(dim=-1), squares.square()
+    if softcap is None:
+        return total.square() / fourth.sum(dim=-1)
+    ends = y > softcap - SATURATED, y < SATURATED - softcap
+    together = [squares.masked_fill(~alike, 0.0).sum(dim=-1).square() for alike in ends]
+    apart = fourth.masked_fill_(ends[0] | ends[1], 0.0).sum(dim=-1)
+    return total.square() / (apart + together[0] + together[1])
 
 
 def _span(visible: Tensor) -> Tensor:

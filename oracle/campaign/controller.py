@@ -129,8 +129,11 @@ class Controller:
         while self.lost_pairs:
             pair = self.lost_pairs.popleft()
             if self.summary.tally.pairs.missing(MODEL, [pair]):
-                self.summary.rows += 1
-                return made_up_group(self.options.seed, self.summary.rows, pair, self.summary.no_rows, self.sizes)
+                index = self.summary.rows + 1
+                group = made_up_group(self.options.seed, index, pair, self.summary.no_rows, self.sizes)
+                if group is not None:  # values that go together only with a third, which is declined, have no row
+                    self.summary.rows = index
+                    return group
         return None
 
     def _hear(self, handle: Handle) -> None:

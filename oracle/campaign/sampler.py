@@ -110,21 +110,26 @@ def row_group(seed: int, index: int, row: Row, sizes: Sizes) -> Group:
     return Group(seed=seed, index=index, row=tuple(row.items()), count=sizes.cases_per_row)
 
 
-def made_up_group(seed: int, index: int, pair: Values, banned: frozenset[Trait], sizes: Sizes) -> Group:
-    """A random row with these values; `index` is that of no other row."""
-    return row_group(seed, index, random_row(Model(banned=banned), random.Random(f"{seed}:{index}"), dict(pair)), sizes)
+def made_up_group(seed: int, index: int, pair: Values, banned: frozenset[Trait], sizes: Sizes) -> Group | None:
+    """A random row with these values, if what is banned leaves one; `index` is that of no other row."""
+    row = _swarm(Model(banned=banned), random.Random(f"{seed}:{index}"), dict(pair))
+    return None if row is None else row_group(seed, index, row, sizes)
 
 
 def random_group(seed: int, index: int, sizes: Sizes) -> Group:
     return Group(seed=seed, index=index, count=sizes.cases_per_key)
 
 
-def random_row(model: Model, rng: random.Random, fixed: Row | None = None) -> Row:
+def random_row(model: Model, rng: random.Random) -> Row:
     """A valid row by swarm: every feature on or off by a coin, then one of its values."""
-    row = model.complete(fixed or {}, lambda name, values, _row: _by_weight(rng, name, values))
+    row = _swarm(model, rng, {})
     if row is None:
-        raise ValueError(f"row: found no valid row with {fixed}, expected one; what the target declines leaves none")
+        raise ValueError("row: found no valid row, expected one; what the target declines leaves none")
     return row
+
+
+def _swarm(model: Model, rng: random.Random, fixed: Row) -> Row | None:
+    return model.complete(fixed, lambda name, values, _row: _by_weight(rng, name, values))
 
 
 def _random_base(model: Model, rng: random.Random, sizes: Sizes) -> Row:

@@ -1,0 +1,50 @@
+"""What Triton compiles a kernel for beside its constants: whether a stride is a multiple of 16, or 1.
+
+A step of one token, one page or one request must look to it as any other does, or an engine compiles while it serves.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pageproof.optimized.kernels.arguments import latent_kv, outputs, paged_kv, queries, stride
+
+ODD = 1_000_003  # what a dimension of size 1 may carry for a stride
+
+
+def kinds(group: tuple[object, ...]) -> list[object]:
+    """As Triton tells integers apart; tensors are told apart by their addresses, not by what they hold."""
+    return ["tensor" if isinstance(each, torch.Tensor) else _kind(each) for each in group]
+
+
+def _kind(number: object) -> object:
+    if not isinstance(number, int):
+        return number
+    return 1 if number == 1 else ("int64" if number >= 2**31 else "int32", number % 16 == 0)
+
+
+def with_odd_single(tensor: torch.Tensor) -> torch.Tensor:
+    """The first row alone, whose stride says nothing."""
+    return tensor[:1].as_strided(tensor[:1].shape, (ODD, *tensor.stride()[1:]))
+
+
+@pytest.mark.parametrize("heads", [1, 3, 16])
+def test_one_token_is_no_other_kind_of_step_than_two(heads: int) -> None:
+    out, lse = torch.empty(2, heads, 48), torch.empty(2, heads)
+    assert kinds(outputs(with_odd_single(out), with_odd_single(lse))) == kinds(outputs(out, lse))
+    assert kinds(queries(with_odd_single(out))) == kinds(queries(out))
+    assert kinds(queries(out[:1], out[:1, :, :16])) == kinds(queries(out, out[:, :, :16]))
+
+
+def test_one_page_is_no_other_kind_of_pool_than_two() -> None:
+    cache, latent = torch.empty(2, 3, 5, 48), torch.empty(2, 3, 48)
+    single = with_odd_single(cache)
+    assert kinds(paged_kv(single, single)) == kinds(paged_kv(cache, cache))
+    assert kinds(latent_kv(with_odd_single(latent), 32)) == kinds(latent_kv(latent, 32))
+
+
+def test_strides_that_are_stepped_over_are_the_tensors_own() -> None:
+    sliced = torch.empty(4, 6, 8)[:, 1::2, :7]
+    assert [stride(sliced, dim) for dim in range(3)] == [48, 16, 1]
+    assert [stride(torch.empty(1, 1, 1).as_strided((1, 1, 1), (ODD,) * 3), dim) for dim in range(3)] == [1, 1, 1]
