@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+FEWEST_ROUNDS = 5
 FLUSHED_BYTES = 256 << 20  # more than any cache of a GPU holds
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")  # and their newer forms, which begin like this
 
@@ -42,7 +44,7 @@ class Clock:
         self.device = device
         self._spare = torch.empty(FLUSHED_BYTES if device.type == "cuda" else 1, dtype=torch.uint8, device=device)
 
-    def take(self, work: Callable[[], None], times: Times) -> None:
+    def take(self, work: Callable[[], object], times: Times) -> None:
         """Do it once. The host begins to issue it while the caches are flushed, which takes some 60 us."""
         if self.device.type != "cuda":
             start = time.perf_counter()
@@ -60,13 +62,20 @@ class Clock:
         after.synchronize()
         times.device.append(before.elapsed_time(after) * 1e3)
 
-    def interleaved(self, works: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, Times]:
-        """Every work once a round, each round beginning with another one: a drift of the clocks meets all alike."""
-        names = list(works)
+    def interleaved(
+        self, works: Mapping[str, Callable[[], object]], rounds: int, seconds: float = math.inf
+    ) -> dict[str, Times]:
+        """Every work once a round, each round beginning with another one: a drift of the clocks meets all alike.
+
+        After `seconds` no further round begins, but for the first `FEWEST_ROUNDS`.
+        """
+        names, began = list(works), time.perf_counter()
         times = {name: Times() for name in names}
         for name in names:  # whatever is done only once
             works[name]()
         for turn in range(rounds):
+            if turn >= FEWEST_ROUNDS and time.perf_counter() - began > seconds:
+                break
             for index in range(len(names)):
                 name = names[(turn + index) % len(names)]
                 self.take(works[name], times[name])

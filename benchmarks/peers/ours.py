@@ -1,0 +1,92 @@
+"""The kernels of this project, as the layers of a step call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peers import Prepared
+from torch import Tensor
+
+from pageproof import optimized
+from pageproof.oracle.adapters import find
+from pageproof.oracle.building.problem import Problem
+
+WIDEST = (8192, 256)  # tokens and requests of the one graph that fits every mixed batch
+
+
+def with_plan_given(problem: Problem) -> Prepared:
+    """The attention of one layer: its plan was made before, once for all layers."""
+    plan = _planned(problem.arguments["batch"], problem)
+    operation = getattr(optimized, problem.case.spec.operation)
+
+    def work() -> None:
+        operation(**problem.arguments, plan=plan)
+
+    def make_plan() -> None:
+        _planned(problem.arguments["batch"], problem)
+
+    return _prepared(problem, work, dict(problem.outputs), make_plan)
+
+
+def planning_itself(problem: Problem) -> Prepared:
+    """The attention of a step's first layer, which its plan comes before."""
+    operation = getattr(optimized, problem.case.spec.operation)
+
+    def work() -> None:
+        operation(**problem.arguments, plan=_planned(problem.arguments["batch"], problem))
+
+    return _prepared(problem, work, dict(problem.outputs))
+
+
+def in_the_widest_bucket(problem: Problem) -> Prepared:
+    """The same in a graph whose buffers hold every mixed batch: most of their rows are padding here."""
+    arguments = dict(problem.arguments)
+    tokens = max(WIDEST[0], problem.case.batch.num_tokens)
+    for name in ("q", "out", "lse"):
+        arguments[name] = _longer(arguments[name], tokens)
+    batch = arguments["batch"]
+    more = max(0, WIDEST[1] - batch.num_requests)
+    end = batch.cu_seqlens_q[-1:].expand(more)
+    arguments["batch"] = batch = optimized.Batch(
+        torch.cat((batch.cu_seqlens_q, end)),
+        _longer(batch.seq_lens, batch.num_requests + more),
+        _longer(batch.block_table, batch.num_requests + more),
+    )
+    capacity = tokens, batch.num_requests, batch.max_blocks * problem.case.spec.block_size
+    plan = optimized.make_plan(batch, capacity)
+
+    def work() -> None:
+        optimized.attention(**arguments, plan=plan)
+
+    def make_plan() -> None:
+        optimized.make_plan(batch, capacity)
+
+    outputs = {name: arguments[name][: tensor.shape[0]] for name, tensor in problem.outputs.items()}
+    return _prepared(problem, work, outputs, make_plan)
+
+
+def update(problem: Problem) -> Prepared:
+    operation = getattr(optimized, problem.case.spec.operation)
+
+    def work() -> None:
+        operation(**problem.arguments)
+
+    return _prepared(problem, work, dict(problem.outputs))
+
+
+def _prepared(problem: Problem, work: Any, outputs: dict[str, Tensor], plan: Any = None) -> Prepared:
+    return Prepared(work=work, outputs=outputs, contract=find("ours").contract(problem.case), plan=plan)
+
+
+def _planned(batch: optimized.Batch, problem: Problem) -> optimized.Plan:
+    """For everything that the buffers hold, and not only for the batch that lies in them."""
+    keys = batch.max_blocks * problem.case.spec.block_size
+    return optimized.make_plan(batch, (problem.case.batch.num_tokens, batch.num_requests, keys))
+
+
+def _longer(tensor: Tensor, rows: int) -> Tensor:
+    """A copy with rows of 0 behind."""
+    longer = tensor.new_zeros((rows, *tensor.shape[1:]))
+    longer[: tensor.shape[0]] = tensor
+    return longer
