@@ -6,7 +6,8 @@
 
 Every implementation is captured in a graph and its first replay judged by the oracle's bound; then all are replayed in
 turns, with cold caches. A peer that is not installed, does not offer a row or fails on it has a line that says so; one
-that disagrees with its bound is timed and marked. Ends with exit code 1 where ours disagrees or fails.
+that disagrees with its bound is timed and marked. Ends with exit code 1 where ours disagrees or fails, or the device
+is lost.
 
 `--device cpu --tiny` runs small rows through the interpreter: everything but the figures is as on a GPU.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import gc
 import importlib.metadata
 import json
 import os
@@ -47,33 +49,46 @@ def main() -> int:
     print(heading(found["environment"], bench.ceilings), flush=True)
     if not options.kernels_only:
         build_kernels(rows, options, found)
-    deadline = options.began + options.seconds
-    run(rows, options, bench, found, deadline)
+    if options.build_only:
+        return 0
+    run(rows, options, bench, found)
     if options.plot is not None:
         from attention_plot import draw
 
         draw(found, options.plot)
     lines = [line for row in found["rows"] for line in row["lines"] if line["of"].partition("-")[0] == "ours"]
-    return 1 if any(line.get("agrees") is False or line.get("failed") for line in lines) else 0
+    wrong = any(line.get("agrees") is False or line.get("failed") for line in lines)
+    return 1 if wrong or "lost" in found or "failed" in found else 0
 
 
-def run(rows: list[Any], options: argparse.Namespace, bench: Any, found: dict[str, Any], deadline: float) -> None:
-    """Row after row, printed and saved as they come; what is not begun by the deadline is named."""
+def run(rows: list[Any], options: argparse.Namespace, bench: Any, found: dict[str, Any]) -> None:
+    """Row after row, printed and saved as they come; what is not begun in time is named."""
     import torch
-    from attention_row import measure
+    from attention_row import Measured, measure, words
     from attention_table import table
     from peers import chosen
 
     asked = ["ours"] if options.kernels_only else options.peers and ["ours", *options.peers]
     for number, row in enumerate(rows):
-        if time.monotonic() > deadline:
+        if time.monotonic() > options.began + options.seconds:
             found["not_begun"] = [late.name for late in rows[number:]]
             print(f"\nout of time, not begun: {', '.join(found['not_begun'])}")
             break
         peers = chosen(asked, row.spec.operation, row.section)
-        found["rows"].append(measure(row, peers, bench).summary(bench.ceilings))
+        measured = Measured(row)
+        try:
+            measure(measured, peers, bench)
+        except torch.OutOfMemoryError as error:
+            found.setdefault("failed", {})[row.name] = words(error)
+        except Exception as error:  # of the device: nothing can be measured after it
+            found["lost"] = f"{row.name}: {words(error)}"
+        found["rows"].append(measured.summary(bench.ceilings))
         print(table(found["rows"][-1]), flush=True)
         save(found, options.json)
+        if "lost" in found:
+            print(f"\nthe run ends here: {found['lost']}")
+            break
+        gc.collect()  # what peers hold in cycles is gigabytes
         if bench.backend.device.type == "cuda":
             torch.cuda.empty_cache()
     save(found, options.json)
@@ -154,6 +169,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="names of rows, * and ? allowed")
     parser.add_argument("--peers", type=names, help="names or families; ours is always measured")
     parser.add_argument("--kernels-only", action="store_true", help="ours alone")
+    parser.add_argument(
+        "--build-only", action="store_true", help="compile FlashInfer's kernels for these rows, and end"
+    )
     parser.add_argument("--dtypes", type=names, default=["bfloat16"])
     parser.add_argument("--kv-dtypes", type=names, default=["same"], help="same, float8_e4m3fn")
     parser.add_argument("--pages", type=numbers, default=[16])

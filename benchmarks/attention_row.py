@@ -76,22 +76,21 @@ class Measured:
         }
 
 
-def measure(row: Row, peers: dict[str, Peer], bench: Bench) -> Measured:
-    """Every peer has a line, with a `gap` that says why where it has no time. Raises only where the device is lost."""
+def measure(measured: Measured, peers: dict[str, Peer], bench: Bench) -> None:
+    """Fill in a line for every peer, with a `gap` that says why where it has no time.
+
+    What is raised is no single peer's: the device is lost, or there is no room for the row's tensors.
+    """
     began = time.perf_counter()
-    measured = Measured(row)
-    try:
-        problem = _problem(row, bench.backend.device)
-        judge = Judge(problem)
-    except torch.OutOfMemoryError as error:
-        measured.lines = {name: {"of": name, "gap": _words(error)} for name in peers}
-        return measured
+    measured.lines = {name: {"of": name, "gap": "not reached"} for name in peers}
+    problem = _problem(measured.row, bench.backend.device)
+    judge = Judge(problem)
     entries: dict[str, Entry] = {}
     for name, peer in peers.items():
         line = measured.lines[name] = {"of": name}
         with _gaps(line):
             entries[name] = _ready(line, peer.prepare(problem), problem, judge, bench)
-        bench.backend.synchronize()  # a fault of the device is not this row's alone
+        bench.backend.synchronize()  # a fault of the device ends the run
     _time(entries, bench)
     for entry in entries.values():
         entry.graph.release()
@@ -99,7 +98,6 @@ def measure(row: Row, peers: dict[str, Peer], bench: Bench) -> Measured:
             entry.plan.release()
     _derive(measured, bench.ceilings)
     measured.seconds = time.perf_counter() - began
-    return measured
 
 
 def _problem(row: Row, device: torch.device) -> Problem:
@@ -125,10 +123,11 @@ def _gaps(line: Line) -> Iterator[None]:
     except ImportError as error:
         line["gap"] = f"not here: {error}"
     except Exception as error:  # whatever a peer may raise
-        line |= {"gap": _words(error), "failed": True}
+        line |= {"gap": words(error), "failed": True}
 
 
-def _words(error: Exception) -> str:
+def words(error: Exception) -> str:
+    """The error's type and last line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[-1][:200] if text else ''}"
 
@@ -145,6 +144,9 @@ def _ready(line: Line, prepared: Prepared, problem: Problem, judge: Judge, bench
         prepared.collect()
     bench.backend.synchronize()
     line |= judge.ask(prepared.outputs, prepared.contract)
+    if violation := problem.guards.violations():
+        line |= {"agrees": False, "disagreement": violation}
+        problem.guards.put_back()
     entry = Entry(line, prepared, graph)
     if prepared.plan is not None and prepared.plan_on == "device":
         entry.plan = captured(bench.backend, prepared.plan)

@@ -19,8 +19,12 @@ def heading(environment: dict[str, Any], ceilings: Ceilings) -> str:
 def table(row: dict[str, Any]) -> str:
     """A row's heading and a line for each implementation; plans made on the host are marked with an h."""
     lines = [_heading(row), f"  {'':18}" + "".join(f"{column:>12}" for column in _COLUMNS)]
-    lines += [f"  {line['of']:18}" + _shown(line) for line in row["lines"]]
-    return "\n".join(lines)
+    lines += [f"  {line['of']:18}" + _shown(line) for line in row["lines"] if "us" in line]
+    gaps: dict[str, list[str]] = {}
+    for line in row["lines"]:
+        if "us" not in line:
+            gaps.setdefault(line["gap"], []).append(line["of"])
+    return "\n".join([*lines, *(f"  {', '.join(names)}: {gap}" for gap, names in gaps.items())])
 
 
 def _heading(row: dict[str, Any]) -> str:
@@ -37,8 +41,6 @@ def _heading(row: dict[str, Any]) -> str:
 
 
 def _shown(line: dict[str, Any]) -> str:
-    if "us" not in line:
-        return f"{'-':>12}  {line.get('gap', '')}"
     values = {key: line.get(key) for key in _KEYS}
     values["of_ceiling"] = 100 * line["of_ceiling"]
     cells = [_number(values[key]) for key in _KEYS]

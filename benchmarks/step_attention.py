@@ -5,27 +5,20 @@ Both answers are held to the bound of their own arithmetic before either is time
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import torch
+from attention_answers import Judge
+from attention_row import blank, captured
+from peers import PEERS
 from step_timing import Clock
 
-from pageproof import optimized
-from pageproof.oracle import BatchShape, Case, NumericContract, Spec
-from pageproof.oracle.adapters import find
-from pageproof.oracle.bound.evaluate import evaluate
-from pageproof.oracle.building.problem import Problem
+from pageproof.oracle import BatchShape, Case, Spec
 from pageproof.oracle.building.tensors import build
-from pageproof.oracle.compare import compare
-from pageproof.oracle.execution.graphs.interface import Backend, Graph, capture
+from pageproof.oracle.execution.graphs.interface import Backend
 
-PEER = "vllm.v1.attention.ops.triton_unified_attention"
+MEASURED = {"ours": "ours", "ours with plan": "ours-planning", "vllm": "vllm-2d"}
 GOAL = 10.0  # times as fast as the peer
-
-Prepared = tuple[Callable[[], None], dict[str, torch.Tensor], NumericContract]  # the work, what it writes, how exactly
 
 
 def mixed_case(*, tiny: bool) -> Case:
@@ -46,25 +39,25 @@ def attention_rows(backend: Backend, *, tiny: bool, rounds: int) -> list[dict[st
     """A row for each implementation, with a `gap` where it cannot be measured here."""
     case = mixed_case(tiny=tiny)
     problem = build(case, backend.device)
+    judge = Judge(problem)
     works: dict[str, Callable[[], None]] = {}
     rows: dict[str, dict[str, Any]] = {}
     held = []  # a graph keeps addresses only
-    for name, prepare in (("ours", _ours), ("ours with plan", _ours_with_plan), ("vllm", _vllm)):
+    for name, peer in MEASURED.items():
         rows[name] = {"attention": f"1 x {case.batch.seq_lens[0]} + {case.batch.query_lens[1]}", "of": name}
         try:
-            work, outputs, contract = prepare(problem)
+            prepared = PEERS[peer].prepare(problem)
         except ImportError as error:
             rows[name]["gap"] = f"{type(error).__name__}: {error}"
             continue
-        graph = _captured(backend, work)
-        for tensor in outputs.values():  # what the warm-up wrote is no answer of the graph's
-            tensor[: sum(case.batch.query_lens)] = torch.nan
+        graph = captured(backend, prepared.work)
+        blank(problem, prepared.outputs, {})
         graph.replay()
         backend.synchronize()
-        rows[name] |= _judged(problem, outputs, contract)
+        rows[name] |= judge.ask(prepared.outputs, prepared.contract)
         if rows[name]["agrees"]:
             works[name] = graph.replay
-        held.append(work)
+        held.append(prepared)
     times = Clock(backend.device).interleaved(works, rounds)
     for name, taken in times.items():
         rows[name] |= taken.figures()
@@ -73,74 +66,3 @@ def attention_rows(backend: Backend, *, tiny: bool, rounds: int) -> list[dict[st
             rows[name]["times_as_fast"] = rows["vllm"]["step_us"] / rows[name]["step_us"]
             rows[name]["goal"] = GOAL
     return list(rows.values())
-
-
-def _captured(backend: Backend, work: Callable[[], None]) -> Graph:
-    backend.warm_up(work)
-    with capture(backend, backend.new_pool()) as graph:
-        work()
-    return graph
-
-
-def _judged(problem: Problem, outputs: dict[str, torch.Tensor], contract: NumericContract) -> dict[str, Any]:
-    """Whether these outputs are right; those that are not among them are not looked at."""
-    expected = evaluate(problem, contract)
-    parts = {name: {key: getattr(expected, name)[key] for key in outputs} for name in ("values", "bounds", "dtypes")}
-    mismatches, ratios = compare(outputs, replace(expected, statistics=None, **parts), problem)
-    return {"agrees": not mismatches, "error_over_bound": max(ratio for _, ratio in ratios)}
-
-
-def _ours(problem: Problem) -> Prepared:
-    """The attention of one layer: its plan was made before, once for all layers."""
-    plan = _planned(problem)
-
-    def work() -> None:
-        optimized.attention(**problem.arguments, plan=plan)
-
-    return work, dict(problem.outputs), find("ours").contract(problem.case)
-
-
-def _planned(problem: Problem) -> optimized.Plan:
-    shape = problem.case.batch
-    return optimized.make_plan(problem.arguments["batch"], (shape.num_tokens, shape.num_requests, max(shape.seq_lens)))
-
-
-def _ours_with_plan(problem: Problem) -> Prepared:
-    """The attention of a step's first layer, which its plan comes before."""
-
-    def work() -> None:
-        optimized.attention(**problem.arguments, plan=_planned(problem))
-
-    return work, dict(problem.outputs), find("ours").contract(problem.case)
-
-
-def _vllm(problem: Problem) -> Prepared:
-    """Without rows of padding, which it never writes, and without an lse, which it does not return."""
-    unified_attention = importlib.import_module(PEER).unified_attention
-    arguments, shape = problem.arguments, problem.case.batch
-    rows = sum(shape.query_lens)
-    whole = torch.zeros_like(problem.outputs["out"])
-    batch = arguments["batch"]
-
-    def work() -> None:
-        unified_attention(
-            q=arguments["q"][:rows],
-            k=arguments["k_cache"],
-            v=arguments["v_cache"],
-            out=whole[:rows],
-            cu_seqlens_q=batch.cu_seqlens_q,
-            max_seqlen_q=max(shape.query_lens),
-            seqused_k=batch.seq_lens,
-            max_seqlen_k=max(shape.seq_lens),
-            softmax_scale=arguments["rules"].softmax_scale,
-            causal=True,
-            window_size=(-1, -1),
-            block_table=batch.block_table,
-            softcap=0,
-            q_descale=None,
-            k_descale=None,
-            v_descale=None,
-        )
-
-    # P is cast to the values' format; the exponent is multiplied inside of exp; tiles of 16 keys or more, never split.
-    return work, {"out": whole}, NumericContract(p_dtype=problem.case.spec.dtype, exponent_roundings=3, tile_keys=16)

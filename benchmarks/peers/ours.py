@@ -12,7 +12,7 @@ from pageproof import optimized
 from pageproof.oracle.adapters import find
 from pageproof.oracle.building.problem import Problem
 
-WIDEST = (8192, 256)  # tokens and requests of the one graph that fits every mixed batch
+WIDEST = {"cuda": (8192, 256), "cpu": (64, 8)}  # tokens and requests of the one graph that fits every mixed batch
 
 
 def with_plan_given(problem: Problem) -> Prepared:
@@ -42,11 +42,12 @@ def planning_itself(problem: Problem) -> Prepared:
 def in_the_widest_bucket(problem: Problem) -> Prepared:
     """The same in a graph whose buffers hold every mixed batch: most of their rows are padding here."""
     arguments = dict(problem.arguments)
-    tokens = max(WIDEST[0], problem.case.batch.num_tokens)
+    widest = WIDEST[problem.outputs["out"].device.type]
+    tokens = max(widest[0], problem.case.batch.num_tokens)
     for name in ("q", "out", "lse"):
         arguments[name] = _longer(arguments[name], tokens)
     batch = arguments["batch"]
-    more = max(0, WIDEST[1] - batch.num_requests)
+    more = max(0, widest[1] - batch.num_requests)
     end = batch.cu_seqlens_q[-1:].expand(more)
     arguments["batch"] = batch = optimized.Batch(
         torch.cat((batch.cu_seqlens_q, end)),

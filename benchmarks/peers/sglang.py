@@ -39,7 +39,9 @@ def _decode(problem: Problem, splits: int) -> Prepared:
     queries, keys, values = _operands(found)
     window = found.rules.sliding_window
     seen = [length if window is None else min(length, window) for length in found.seq_lens]
-    slots = found.slots([length - count for length, count in zip(found.seq_lens, seen, strict=True)], list(found.seq_lens))
+    slots = found.slots(
+        [length - count for length, count in zip(found.seq_lens, seen, strict=True)], list(found.seq_lens)
+    )
     indptr, indices = found.indptr(seen), slots.int()
     width = values.shape[-1]
     logits = torch.empty(found.rows, spec.num_query_heads, splits, width, device=device)

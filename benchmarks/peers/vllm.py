@@ -45,8 +45,10 @@ def split(problem: Problem) -> Prepared:
 
 def _unified(problem: Problem, scratch: dict[str, Any], *, split_keys: int | None) -> Prepared:
     module = importlib.import_module(UNIFIED)
-    require(problem, rules=("softcap", "sliding_window", "sinks"), float8=True)
+    require(problem, rules=("softcap", "sliding_window", "sinks", "alibi"), float8=True)
     found = live(problem)
+    if found.rules.alibi_slopes is not None and found.rules.sinks is not None:
+        raise Unsupported("alibi from the context's end on, which beside a sink is another operation")
     spec, rules, scales = found.spec, found.rules, problem.arguments.get("scales")
     if spec.scales == "head":
         raise Unsupported("one scale per tensor only")
@@ -73,6 +75,7 @@ def _unified(problem: Problem, scratch: dict[str, Any], *, split_keys: int | Non
             q_descale=None,
             k_descale=scales and scales.k,
             v_descale=scales and scales.v,
+            alibi_slopes=rules.alibi_slopes,
             sinks=rules.sinks,
             **scratch,
         )
