@@ -13,12 +13,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from peers import Prepared, Unsupported
-from peers.live import Live, live, require, require_one_token
 
 from pageproof.oracle import NumericContract, Spec
 from pageproof.oracle.building.problem import Problem
 from pageproof.oracle.formats import torch_dtype
+
+from . import Prepared, Unsupported
+from .live import Live, live, require, require_one_token
 
 WORKSPACE_BYTES = 512 << 20
 NO_POSITIONS = 0  # PosEncodingMode.NONE

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peers import Unsupported
 from torch import Tensor
 
 from pageproof.oracle import Spec
 from pageproof.oracle.building.problem import Problem
 from pageproof.reference.problem import Batch, Rules, Scales
+
+from . import Unsupported
 
 _RULES = ("softcap", "sliding_window", "right_window", "alibi", "sinks", "query_bias")
 

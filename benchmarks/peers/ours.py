@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peers import Prepared
 from torch import Tensor
 
 from pageproof import optimized
 from pageproof.oracle.adapters import find
 from pageproof.oracle.building.problem import Problem
+
+from . import Prepared
 
 WIDEST = {"cuda": (8192, 256), "cpu": (64, 8)}  # tokens and requests of the one graph that fits every mixed batch
 

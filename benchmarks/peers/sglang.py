@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 
 import torch
-from peers import Prepared, Unsupported
-from peers.live import Live, live, require, require_one_token
 from torch import Tensor
 
 from pageproof.oracle import NumericContract
 from pageproof.oracle.building.problem import Problem
+
+from . import Prepared, Unsupported
+from .live import Live, live, require, require_one_token
 
 DECODE = "sglang.kernels.ops.attention.decode_attention"
 EXTEND = "sglang.kernels.ops.attention.extend_attention"

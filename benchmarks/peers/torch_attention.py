@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peers import Prepared, Unsupported
-from peers.live import Live, live, require
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from pageproof.oracle import NumericContract
 from pageproof.oracle.building.problem import Problem
+
+from . import Prepared, Unsupported
+from .live import Live, live, require
 
 SPLIT_KEYS = 64  # no kernel here splits finer
 

@@ -6,11 +6,12 @@ import importlib
 from typing import Any
 
 import torch
-from peers import Prepared, Unsupported
-from peers.live import Live, live, require, require_one_token
 
 from pageproof.oracle import NumericContract
 from pageproof.oracle.building.problem import Problem
+
+from . import Prepared, Unsupported
+from .live import Live, live, require, require_one_token
 
 UNIFIED = "vllm.v1.attention.ops.triton_unified_attention"
 DECODE = "vllm.v1.attention.ops.triton_decode_attention"
