@@ -26,13 +26,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-PEER_PACKAGES = ("vllm", "sglang", "flashinfer-python", "torch")
+PEER_PACKAGES = ("vllm", "sglang", "flashinfer-python")
 
 
 def main() -> int:
     options = parse()
     if options.device == "cpu":
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read where Triton is imported
+    rows = selected(options)
     from attention_ceilings import measure_ceilings
     from attention_row import Bench
     from attention_table import heading
@@ -44,7 +45,6 @@ def main() -> int:
     backend = CudaBackend() if options.device == "cuda" else EmulatedBackend()
     clock = Clock(backend.device)
     bench = Bench(backend, clock, measure_ceilings(clock), options.rounds, options.row_seconds)
-    rows = selected(options)
     found: dict[str, Any] = {"environment": environment(backend.device), "ceilings": vars(bench.ceilings), "rows": []}
     print(heading(found["environment"], bench.ceilings), flush=True)
     if not options.kernels_only:
@@ -95,10 +95,16 @@ def run(rows: list[Any], options: argparse.Namespace, bench: Any, found: dict[st
 
 
 def selected(options: argparse.Namespace) -> list[Any]:
-    """The rows that were asked for, in every format that was asked for."""
-    from attention_rows import all_rows, tiny, varied
+    """The rows that were asked for, in every format that was asked for; ends the program where a name means nothing."""
+    from attention_rows import SECTIONS, all_rows, tiny, varied
+    from peers import unknown
 
-    rows = [row for row in all_rows() if row.section in options.section]
+    sections = options.section or (SECTIONS if options.rows else SECTIONS[:5])
+    if wrong := [name for name in sections if name not in SECTIONS] + unknown(options.peers or []):
+        sys.exit(
+            f"found {', '.join(wrong)}, expected sections of {', '.join(SECTIONS)}, and peers or families of PEERS"
+        )
+    rows = [row for row in all_rows() if row.section in sections]
     if options.rows:
         rows = [row for row in rows if any(fnmatch.fnmatch(row.name, pattern) for pattern in options.rows)]
     if options.tiny:
@@ -110,7 +116,8 @@ def selected(options: argparse.Namespace) -> list[Any]:
         for row in rows
         for dtype, kv, page in formats
     )
-    return [row for row in made if row is not None]
+    found = [row for row in made if row is not None]
+    return found or sys.exit(f"--rows: found no row like {' '.join(options.rows or [])}")
 
 
 def build_kernels(rows: Iterable[Any], options: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -155,9 +162,6 @@ def save(found: dict[str, Any], path: Path | None) -> None:
 
 
 def parse() -> argparse.Namespace:
-    from attention_rows import SECTIONS
-    from peers import unknown
-
     def names(text: str) -> list[str]:
         return text.split(",")
 
@@ -165,8 +169,8 @@ def parse() -> argparse.Namespace:
         return [int(part) for part in text.split(",")]
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--section", type=names, default=list(SECTIONS[:5]), help=f"of {', '.join(SECTIONS)}, or all")
-    parser.add_argument("--rows", nargs="+", help="names of rows, * and ? allowed")
+    parser.add_argument("--section", type=names, help="decode,prefill,mixed,mla,update if not given, features, models")
+    parser.add_argument("--rows", nargs="+", help="names of rows, of any section if none is given; * and ? allowed")
     parser.add_argument("--peers", type=names, help="names or families; ours is always measured")
     parser.add_argument("--kernels-only", action="store_true", help="ours alone")
     parser.add_argument(
@@ -184,14 +188,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="a roofline, for which matplotlib has to be installed")
     options = parser.parse_args()
     options.began = time.monotonic()
-    if options.section == ["all"]:
-        options.section = list(SECTIONS)
-    for what, found, known in (
-        ("--section", [name for name in options.section if name not in SECTIONS], SECTIONS),
-        ("--peers", unknown(options.peers or []), "those of benchmarks/peers/__init__.py and their families"),
-    ):
-        if found:
-            parser.error(f"{what}: found {', '.join(found)}, expected of {known}")
     return options
 
 

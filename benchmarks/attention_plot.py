@@ -36,7 +36,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     axes.plot(intensities, [min(copy * x, matmul) for x in intensities], color="black", linewidth=1)
     axes.annotate(f"copy {copy * 1e3:.0f} GB/s", (4, copy * 4), rotation=35, va="bottom")
     axes.annotate(f"bf16 matmul {matmul:.0f} TFLOP/s", (intensities[-1], matmul), ha="right", va="bottom")
-    for color, (section, kinds) in zip(pyplot.rcParams["axes.prop_cycle"].by_key()["color"], points(found).items()):
+    colors = pyplot.rcParams["axes.prop_cycle"].by_key()["color"]
+    for color, (section, kinds) in zip(colors, points(found).items(), strict=False):
         for kind, marker in (("ours", "o"), ("best peer", "x")):
             xs, ys = [x for x, _ in kinds[kind]], [y for _, y in kinds[kind]]
             axes.scatter(xs, ys, marker=marker, color=color, label=f"{section}, {kind}", s=28)

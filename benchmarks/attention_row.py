@@ -103,10 +103,10 @@ def measure(measured: Measured, peers: dict[str, Peer], bench: Bench) -> None:
 def _problem(row: Row, device: torch.device) -> Problem:
     """The row's tensors. An update writes every row, one request's after the other, where the oracle's skips some."""
     problem = build(row.case(), device)
-    if not row.section == "update":
+    if row.section != "update":
         return problem
     pages = lay_out(problem.case)
-    query_lens, seq_lens = live_lengths(problem)
+    query_lens, _ = live_lengths(problem)
     stops = pages.key_starts[1:]
     slots = [pages.slot_of_key[stop - new : stop] for new, stop in zip(query_lens, stops, strict=False)]
     problem.arguments["slot_mapping"] = torch.cat([torch.from_numpy(part) for part in slots]).to(device)

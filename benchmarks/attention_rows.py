@@ -1,4 +1,4 @@
-"""The rows of the attention benchmark as data: shapes, rules and goals. What each costs is counted in attention_work.py.
+"""The rows of the attention benchmark as data: shapes, rules and goals. attention_work.py counts what each costs.
 
 Lengths are (new tokens, keys with the new ones) of every request. A goal holds for the machine on which it was set
 (`REFERENCE`), and is scaled by what the run measures in its place.
@@ -32,7 +32,7 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One batch. The graph is captured for `tokens` and `requests`, of which those that `lengths` leaves are padding."""
+    """One batch. Its graph is captured for `tokens` and `requests`; those that are not in `lengths` are padding."""
 
     name: str
     section: str

@@ -15,7 +15,8 @@ COMMAND = [sys.executable, "benchmarks/attention.py", "--device", "cpu", "--tiny
 
 
 def run(written: Path, *arguments: str, path: str = CHECKOUT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = path
     return subprocess.run(
         [*COMMAND, "--json", str(written), *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False,
@@ -104,3 +105,14 @@ def test_what_is_not_begun_in_time_is_named(tmp_path: Path) -> None:
     found = json.loads(written.read_text())
     assert (found["rows"], found["not_begun"]) == ([], ["prefill-1x4096/float16", "mla-1x8192/float16"])
     assert "out of time, not begun: prefill-1x4096/float16" in done.stdout
+
+
+def test_a_name_that_means_nothing_is_refused(tmp_path: Path) -> None:
+    for arguments, words in (
+        (("--section", "decod"), "found decod, expected sections of decode"),
+        (("--peers", "vlm"), "found vlm, expected sections of"),
+        (("--rows", "nothing-*"), "--rows: found no row like nothing-*"),
+    ):
+        done = run(tmp_path / "run.json", *arguments)
+        assert done.returncode == 1
+        assert words in done.stderr

@@ -1,8 +1,8 @@
-"""FlashInfer's wrappers, as of 0.5.3: paged decode, paged prefill with the FA2 and the FA3 kernels, latent rows, append.
+"""FlashInfer's wrappers, as of 0.5.3: paged decode and prefill, the FA2 and the FA3 kernels, latent rows, append.
 
 A plan is made on the host, once per step, for the very batch and not for a graph's capacity: that is what serves them
-best, and here they are captured after it. Planning again gives a captured call's lists other memory. Kernels are compiled by nvcc at their first use; `build` compiles those of
-many problems at once.
+best, and here they are captured after it. Planning again gives a captured call's lists other memory.
+Kernels are compiled by nvcc at their first use; `build` compiles those of many problems at once.
 """
 
 from __future__ import annotations
