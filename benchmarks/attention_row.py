@@ -89,7 +89,7 @@ def measure(measured: Measured, peers: dict[str, Peer], bench: Bench) -> None:
     for name, peer in peers.items():
         line = measured.lines[name] = {"of": name}
         with _gaps(line):
-            entries[name] = _ready(line, peer.prepare(problem), problem, judge, bench)
+            entries[name] = _ready(line, peer.prepare(problem), problem, judge, bench.backend)
         bench.backend.synchronize()  # a fault of the device ends the run
     _time(entries, bench)
     for entry in entries.values():
@@ -132,24 +132,24 @@ def words(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[-1][:200] if text else ''}"
 
 
-def _ready(line: Line, prepared: Prepared, problem: Problem, judge: Judge, bench: Bench) -> Entry:
+def _ready(line: Line, prepared: Prepared, problem: Problem, judge: Judge, backend: Backend) -> Entry:
     """Captured, replayed once on outputs that hold nothing, and judged."""
     if prepared.plan is not None and prepared.plan_on == "host":
-        line["plan_host_us"] = _host_us(prepared.plan, bench.backend)  # before the capture: see peers/flashinfer.py
+        line["plan_host_us"] = _host_us(prepared.plan, backend)  # before the capture: see peers/flashinfer.py
     pristine = {name: pool.clone() for name, pool in problem.pristine.items()}
-    graph = captured(bench.backend, prepared.work)
+    graph = captured(backend, prepared.work)
     blank(problem, prepared.outputs, pristine)
     graph.replay()
     if prepared.collect is not None:
         prepared.collect()
-    bench.backend.synchronize()
-    line |= judge.ask(prepared.outputs, prepared.contract)
+    backend.synchronize()
+    line |= judge.ask(prepared.outputs, prepared.contract, independent=is_ours(line["of"]))
     if violation := problem.guards.violations():
         line |= {"agrees": False, "disagreement": violation}
         problem.guards.put_back()
     entry = Entry(line, prepared, graph)
     if prepared.plan is not None and prepared.plan_on == "device":
-        entry.plan = captured(bench.backend, prepared.plan)
+        entry.plan = captured(backend, prepared.plan)
     return entry
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,6 +145,24 @@ def test_a_wrong_row_is_found_where_the_sample_looks(monkeypatch: pytest.MonkeyP
     assert verdict["agrees"] != seen
 
 
+def test_an_error_within_the_hard_bound_is_found_where_roundings_are_independent() -> None:
+    case = replace(PREFILL, batch=BatchShape(query_lens=(4,), seq_lens=(900,)))
+    problem = build(case)
+    outputs = {name: tensor.clone() for name, tensor in run(adapters.find("reference"), problem).items()}
+    contract = adapters.find("ours").contract(case)
+    judge = module("attention_answers").Judge(problem)
+    assert judge.ask(outputs, contract, independent=True)["agrees"]
+    expected = evaluate(problem, contract)
+    assert expected.statistics is not None
+    narrow, wide = expected.statistics.bounds["out"], expected.bounds["out"]
+    place = tuple(int(part) for part in torch.unravel_index((wide - narrow).argmax(), wide.shape))
+    outputs["out"][place] = expected.values["out"][place] + (narrow[place] + wide[place]) / 2
+    assert judge.ask(outputs, contract)["agrees"]
+    verdict = judge.ask(outputs, contract, independent=True)
+    assert not verdict["agrees"]
+    assert "sub-gaussian" in verdict["disagreement"]
+
+
 def test_a_roofline_shows_right_lines_of_rows_with_flops() -> None:
     def line(of: str, tflops: float, agrees: bool = True) -> dict[str, Any]:
         return {"of": of, "us": 1.0, "tflops": tflops, "agrees": agrees}
@@ -154,3 +174,28 @@ def test_a_roofline_shows_right_lines_of_rows_with_flops() -> None:
     ]
     points = module("attention_plot").points({"rows": rows})
     assert points == {"decode": {"ours": [(4.0, 3.0)], "best peer": [(4.0, 2.0)]}}
+
+
+def test_a_lost_device_ends_the_run_and_what_was_measured_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [module("attention_rows").tiny(row) for row in module("attention_rows").all_rows()[:3]]
+    begun = []
+
+    def measure(measured: Any, peers: dict[str, Any], bench: Any) -> None:
+        begun.append(measured.row.name)
+        measured.lines = {"ours": {"of": "ours", "gap": "not reached"}}
+        if len(begun) == 2:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+
+    monkeypatch.setattr(module("attention_row"), "measure", measure)
+    ceilings = module("attention_work").Ceilings(1.0, 1.0, 1.0)
+    bench = SimpleNamespace(ceilings=ceilings, backend=SimpleNamespace(device=torch.device("cpu")))
+    written = tmp_path / "run.json"
+    options = SimpleNamespace(kernels_only=True, peers=None, began=0.0, seconds=float("inf"), json=written)
+    found: dict[str, Any] = {"rows": []}
+    module("attention").run(rows, options, bench, found)
+    assert begun == [row.name for row in rows[:2]]
+    assert found["lost"] == f"{rows[1].name}: RuntimeError: and more"
+    assert [row["name"] for row in json.loads(written.read_text())["rows"]] == begun
+    assert "ours: not reached" in capsys.readouterr().out
