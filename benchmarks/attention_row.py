@@ -127,15 +127,18 @@ def _gaps(line: Line) -> Iterator[None]:
 
 
 def words(error: Exception) -> str:
-    """The error's type and last line."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[-1][:200] if text else ''}"
+    """The error's type, first and last line: one of them says what happened."""
+    lines = [line.strip()[:200] for line in str(error).splitlines() if line.strip()]
+    shown = lines if len(lines) < 2 else [lines[0], "...", lines[-1]]
+    return f"{type(error).__name__}: {' '.join(shown)}"
 
 
 def _ready(line: Line, prepared: Prepared, problem: Problem, judge: Judge, backend: Backend) -> Entry:
     """Captured, replayed once on outputs that hold nothing, and judged."""
     if prepared.plan is not None and prepared.plan_on == "host":
         line["plan_host_us"] = _host_us(prepared.plan, backend)  # before the capture: see peers/flashinfer.py
+    if prepared.note:
+        line["note"] = prepared.note
     pristine = {name: pool.clone() for name, pool in problem.pristine.items()}
     graph = captured(backend, prepared.work)
     blank(problem, prepared.outputs, pristine)

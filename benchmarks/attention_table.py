@@ -47,7 +47,7 @@ def _shown(line: dict[str, Any]) -> str:
     if "plan_host_us" in line:
         cells[-1] = f"{line['plan_host_us']:.0f} h"
     cells.append(f"{line['error_over_bound']:.2f}")
-    notes = []
+    notes = [line["note"]] if "note" in line else []
     if "rows" in line:
         notes.append(f"{line['rows_judged']} of {line['rows']} rows judged")
     if not line["agrees"]:

@@ -93,7 +93,7 @@ def test_a_peer_that_fails_ends_no_other(tmp_path: Path) -> None:
     done = run(written, "--rows", "prefill-1x4096", "mla-1x8192", "--peers", "vllm", path=path)
     assert done.returncode == 0, done.stderr
     lines = lines_of(written)
-    assert lines["prefill-1x4096"]["vllm-2d"]["gap"] == "RuntimeError: last line"
+    assert lines["prefill-1x4096"]["vllm-2d"]["gap"] == "RuntimeError: first line ... last line"
     assert lines["prefill-1x4096"]["ours"]["agrees"]
     assert lines["mla-1x8192"]["ours"]["agrees"]
 

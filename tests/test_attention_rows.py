@@ -196,6 +196,9 @@ def test_a_lost_device_ends_the_run_and_what_was_measured_is_kept(
     found: dict[str, Any] = {"rows": []}
     module("attention").run(rows, options, bench, found)
     assert begun == [row.name for row in rows[:2]]
-    assert found["lost"] == f"{rows[1].name}: RuntimeError: and more"
+    assert (
+        found["lost"]
+        == f"{rows[1].name}: RuntimeError: CUDA error: an illegal memory access was encountered ... and more"
+    )
     assert [row["name"] for row in json.loads(written.read_text())["rows"]] == begun
     assert "ours: not reached" in capsys.readouterr().out

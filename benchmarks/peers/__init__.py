@@ -35,6 +35,7 @@ class Prepared:
     collect: Callable[[], None] | None = None  # brings into `outputs` what the work leaves elsewhere; not timed
     plan: Callable[[], None] | None = None  # what is done once per step, for all layers, and timed apart
     plan_on: str = "device"  # or "host": cannot be captured
+    note: str = ""  # what a reader of its time has to know
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,21 @@ def _sdpa(problem: Problem, backend: SDPBackend) -> Prepared:
     new = _uniform(found)
     if 1 < new < found.seq_lens[0]:
         raise Unsupported("causal from the first key on only: one token, or all of a request")
-    queries, keys, values = _contiguous(found)
+    queries, *pair = _contiguous(found)
 
-    def attend() -> Tensor:
+    def attend(keys: Tensor, values: Tensor) -> Tensor:
         with sdpa_kernel(backend):
             return scaled_dot_product_attention(
                 queries, keys, values, is_causal=new > 1, scale=found.rules.softmax_scale, enable_gqa=True
             )
 
-    return _prepared(found, attend)
+    note = ""
+    try:
+        attend(*pair)
+    except RuntimeError:  # there is no kernel of this kind for heads that share their keys
+        note = "keys repeated for every query head"
+        pair = [rows.repeat_interleave(found.spec.group_size, dim=1) for rows in pair]
+    return _prepared(found, functools.partial(attend, *pair), note)
 
 
 def flex(problem: Problem) -> Prepared:
@@ -97,7 +103,7 @@ def _contiguous(found: Live) -> tuple[Tensor, Tensor, Tensor]:
     return by_head(found.argument("q")), keys, values
 
 
-def _prepared(found: Live, attend: Callable[[], Any]) -> Prepared:
+def _prepared(found: Live, attend: Callable[[], Any], note: str = "") -> Prepared:
     """What comes out stays in the capture's memory, by head; `whole` is filled from it when it is looked at."""
     whole = torch.zeros_like(found.problem.outputs["out"])
     answers: list[Tensor] = []
@@ -111,7 +117,7 @@ def _prepared(found: Live, attend: Callable[[], Any]) -> Prepared:
     contract = NumericContract(
         p_dtype=found.spec.dtype, tanh="libm", exponent_roundings=3, tile_keys=16, split_keys=SPLIT_KEYS
     )
-    return Prepared(work=work, outputs={"out": whole}, contract=contract, collect=collect)
+    return Prepared(work=work, outputs={"out": whole}, contract=contract, collect=collect, note=note)
 
 
 def update(problem: Problem) -> Prepared:
