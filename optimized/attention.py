@@ -46,7 +46,7 @@ def attention(
     )  # fmt: skip
     if validate:
         check_values(batch, rules, scales, sizes)
-    plan = prepare(q, batch, sizes, plan)
+    plan = prepare(q, batch, sizes, plan, k_cache.shape[2])
     out, lse = answer_tensors(q, sizes, out, lse)
     operators.call("attention", q, k_cache, v_cache, *flatten(batch, rules, scales, plan, out, lse))
     return out, lse
@@ -64,13 +64,14 @@ def check_values(batch: Batch, rules: Rules, scales: Scales | None, sizes: Sizes
     )
 
 
-def prepare(q: Tensor, batch: Batch, sizes: Sizes, plan: Plan | None) -> Plan:
+def prepare(q: Tensor, batch: Batch, sizes: Sizes, plan: Plan | None, request_programs: int) -> Plan:
     """The plan that was given, if it fits, or a new one."""
     require_device("q", q)
     if plan is not None:
         return check_plan(plan, batch, num_tokens=sizes.num_tokens, block_size=sizes.block_size)
     longest = min(batch.max_blocks * sizes.block_size, LARGEST_SEQ_LEN)
-    return make_plan(batch, Capacity(sizes.num_tokens, batch.num_requests, longest))
+    capacity = Capacity(sizes.num_tokens, batch.num_requests, longest)
+    return make_plan(batch, capacity, request_programs=request_programs)
 
 
 def answer_tensors(q: Tensor, sizes: Sizes, out: Tensor | None, lse: Tensor | None) -> tuple[Tensor, Tensor]:

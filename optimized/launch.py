@@ -28,7 +28,15 @@ from .kernels.decode import decode
 from .kernels.merge import merge_splits
 from .kernels.padding import clear_padding
 from .kernels.prefill import prefill
-from .tuning import Tiles, attention_tiles, num_programs, plan_limits, projection_block, splits_per_merge_step
+from .tuning import (
+    Tiles,
+    attention_tiles,
+    latent_tiles,
+    num_programs,
+    plan_limits,
+    projection_block,
+    splits_per_merge_step,
+)
 
 # Beyond every length; window arithmetic with it stays inside int32.
 LARGEST_WINDOW = 2**30
@@ -61,6 +69,8 @@ class Shape:
     rope_size: int = 0
     rank: int = 0  # kv_lora_rank of decompressed MLA
     computed_operands: bool = True  # keys or values are cast, transposed or projected before they are multiplied
+    shares_rows: bool = False  # absorbed MLA over a cache in q's format: its rows are keys and values as they are
+    shared_memory: int = 0  # bytes that one program may have, where rows are shared
 
     @property
     def row_bytes(self) -> int:
@@ -68,12 +78,23 @@ class Shape:
         return int(dims * self.arithmetic.itemsize)
 
     def tiles(self, *, prefill: bool) -> Tiles:
-        return attention_tiles(
+        latent = self._latent_tiles() if self.shares_rows else None
+        return latent or attention_tiles(
             prefill=prefill,
             row_bytes=self.row_bytes,
             itemsize=self.arithmetic.itemsize,
             value_columns=padded(self.head_size_v),
             computed_operands=self.computed_operands,
+        )
+
+    def _latent_tiles(self) -> Tiles | None:
+        columns = padded(self.head_size)
+        return latent_tiles(
+            heads=self.group,
+            latent_bytes=(columns + padded(self.rope_size)) * self.arithmetic.itemsize,
+            itemsize=self.arithmetic.itemsize,
+            columns=columns,
+            shared_memory=self.shared_memory,
         )
 
     @property

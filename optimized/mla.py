@@ -13,6 +13,7 @@ from .attention import answer_tensors, arithmetic_of, check_values, flatten, pre
 from .kernels.arguments import latent_kv, queries
 from .launch import STEP_SCHEMA, Shape, launch_step, read_step
 from .plan import Plan
+from .tuning import latent_programs, shared_memory
 
 
 def mla_attention(
@@ -43,7 +44,7 @@ def mla_attention(
     )  # fmt: skip
     if validate:
         check_values(batch, rules, scales, sizes)
-    plan = prepare(q_nope, batch, sizes, plan)
+    plan = prepare(q_nope, batch, sizes, plan, latent_programs(q_nope.shape[1]))
     out, lse = answer_tensors(q_nope, sizes, out, lse)
     operators.call("mla_attention", q_nope, q_pe, latent_cache, *flatten(batch, rules, _row(scales), plan, out, lse))
     return out, lse
@@ -78,7 +79,7 @@ def mla_attention_decompressed(
     )  # fmt: skip
     if validate:
         check_values(batch, rules, scales, sizes)
-    plan = prepare(q_nope, batch, sizes, plan)
+    plan = prepare(q_nope, batch, sizes, plan, w_uk.shape[0])
     out, lse = answer_tensors(q_nope, sizes, out, lse)
     flat = flatten(batch, rules, _row(scales), plan, out, lse)
     operators.call("mla_attention_decompressed", q_nope, q_pe, latent_cache, w_uk, w_uv, *flat)
@@ -102,6 +103,8 @@ def _run_absorbed(q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, *flat: Any
         block_size=latent_cache.shape[1],
         arithmetic=arithmetic_of(q_nope),
         rope_size=q_pe.shape[2],
+        shares_rows=latent_cache.dtype == arithmetic_of(q_nope),
+        shared_memory=shared_memory(q_nope.device),
     )
     launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank), shape, read_step(*flat))
 

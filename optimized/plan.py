@@ -13,10 +13,13 @@ from ..reference.problem import Batch
 from . import operators
 from .kernels import plan as kernels
 from .launch import device_guard, require_device
-from .tuning import num_programs, plan_limits
+from .tuning import num_programs, plan_limits, plan_programs
 
 # Positions, windows and their sums stay inside int32, and a split of kernels.WHOLE keys is never cut.
 LARGEST_SEQ_LEN = kernels.WHOLE.value - 1
+
+REQUEST_PROGRAMS = 8  # kv heads of most models
+LARGEST_REQUEST_PROGRAMS = 2**16  # times all keys of a batch it fits into int64
 
 
 class Capacity(NamedTuple):
@@ -46,14 +49,27 @@ class Plan(NamedTuple):
         return self.counts, self.offsets, self.prefill_items, self.decode_items, self.merge_items
 
 
-def make_plan(batch: Batch, capacity: Capacity | tuple[int, int, int], *, validate: bool = False) -> Plan:
+def make_plan(
+    batch: Batch,
+    capacity: Capacity | tuple[int, int, int],
+    *,
+    request_programs: int = REQUEST_PROGRAMS,
+    validate: bool = False,
+) -> Plan:
     """Plan one step: write on the device which program will do what, from `batch`'s lengths as they are there.
 
     batch: cu_seqlens_q [num_requests + 1], seq_lens [num_requests] int32. capacity: the bucket's largest
     (num_tokens, num_requests, seq_len). Nothing is read on the host, so a captured call plans anew at each replay.
+    request_programs: how many programs work side by side on one request of few tokens: the kv heads of the layers that
+    share the plan; for absorbed MLA 1 up to 16 query heads, and 2 per 64 beyond. Speed depends on it, and the last
+    bits of what is summed over many keys, because it decides how long a split is.
     Lengths above the capacity are undefined; `validate` looks for them (and synchronises).
     """
     capacity = _check_capacity(batch, capacity)
+    if isinstance(request_programs, bool) or not isinstance(request_programs, int):
+        raise bad_type("request_programs", request_programs, "an int")
+    if not 1 <= request_programs <= LARGEST_REQUEST_PROGRAMS:
+        raise bad_value("request_programs", request_programs, f"1 to {LARGEST_REQUEST_PROGRAMS}")
     require_device("batch", batch.seq_lens)
     if validate:
         _check_lengths(batch, capacity)
@@ -68,13 +84,14 @@ def make_plan(batch: Batch, capacity: Capacity | tuple[int, int, int], *, valida
     counts = torch.empty(kernels.NUM_COUNTS, dtype=torch.int32, device=batch.device)
     offsets = torch.empty((kernels.NUM_OFFSETS, batch.num_requests + 1), dtype=torch.int32, device=batch.device)
     plan = Plan(counts, offsets, items(num_prefill), items(num_decode), items(limits.partial_rows), capacity)
-    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, *plan.tensors)
+    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)
     return plan
 
 
 def _write_plan(
     cu_seqlens_q: Tensor,
     seq_lens: Tensor,
+    request_programs: int,
     counts: Tensor,
     offsets: Tensor,
     prefill_items: Tensor,
@@ -92,9 +109,12 @@ def _write_plan(
             num_requests,
             prefill_items.shape[0],
             decode_items.shape[0],
+            request_programs,
+            plan_programs(seq_lens.device),
             DECODE_TOKENS=limits.decode_tokens,
             TILE_TOKENS=limits.tile_tokens,
             SPLIT_BASE=limits.split_base,
+            SPLIT_COST=limits.split_cost,
             PARTIAL_ROWS=limits.partial_rows,
             BLOCK=limits.block,
         )
@@ -146,7 +166,7 @@ def _check_lengths(batch: Batch, capacity: Capacity) -> None:
 
 operators.define(
     "make_plan",
-    "Tensor cu_seqlens_q, Tensor seq_lens, Tensor(a!) counts, Tensor(b!) offsets, Tensor(c!) prefill_items, "
-    "Tensor(d!) decode_items, Tensor(e!) merge_items",
+    "Tensor cu_seqlens_q, Tensor seq_lens, int request_programs, Tensor(a!) counts, Tensor(b!) offsets, "
+    "Tensor(c!) prefill_items, Tensor(d!) decode_items, Tensor(e!) merge_items",
     _write_plan,
 )

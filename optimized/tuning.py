@@ -12,6 +12,9 @@ import torch
 
 from .interpreter import INTERPRETED
 
+PER_MULTIPROCESSOR = 2  # programs of a persistent grid
+FEW_HEADS = 16  # query heads of one kv head, up to which a tile of as many rows is best
+
 
 @dataclass(frozen=True)
 class PlanLimits:
@@ -20,6 +23,7 @@ class PlanLimits:
     decode_tokens: int  # requests with at most this many new tokens are split along their keys
     tile_tokens: int  # new tokens per item of the prefill list
     split_base: int  # keys of the shortest split
+    split_cost: int  # what one more split costs, in keys
     partial_rows: int  # rows of partial results that all splits together may need
     block: int  # requests and items that a plan program handles at once
 
@@ -35,8 +39,10 @@ class Tiles:
 
 
 # The interpreter pays per program and tile, not per element; small limits let small batches reach every edge.
-INTERPRETER_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=32, split_base=64, partial_rows=64, block=64)
-GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=256, partial_rows=512, block=256)
+INTERPRETER_LIMITS = PlanLimits(
+    decode_tokens=16, tile_tokens=32, split_base=64, split_cost=64, partial_rows=64, block=64
+)
+GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=256, split_cost=128, partial_rows=512, block=256)
 
 
 def plan_limits() -> PlanLimits:
@@ -48,7 +54,43 @@ def num_programs(device: torch.device) -> int:
     """Programs of a persistent grid: a few per multiprocessor, two in the interpreter."""
     if INTERPRETED:
         return 2
-    return 2 * torch.cuda.get_device_properties(device).multi_processor_count
+    return PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def plan_programs(device: torch.device) -> int:
+    """Programs that splits are made for. In the interpreter so many that whatever can be split is split."""
+    return 1 << 20 if INTERPRETED else num_programs(device)
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have."""
+    if INTERPRETED or torch.version.hip is not None:
+        return 64 << 10
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
+def latent_programs(num_query_heads: int) -> int:
+    """Absorbed MLA's `request_programs` (plan.make_plan): tiles of 64 heads, each of which takes a multiprocessor."""
+    return 1 if num_query_heads <= FEW_HEADS else PER_MULTIPROCESSOR * -(-num_query_heads // 64)
+
+
+def latent_tiles(*, heads: int, latent_bytes: int, itemsize: int, columns: int, shared_memory: int) -> Tiles | None:
+    """Tiles of absorbed MLA over a cache in q's format, whose rows are keys and values at once; None: as any other.
+
+    heads: query heads; latent_bytes: one padded cache row; columns: kv_lora_rank, padded; shared_memory: bytes.
+    """
+    if INTERPRETED or itemsize != 2 or columns < 64:
+        return None
+    rows, keys = 64, 64
+    # The queries, two stages of keys, and the probabilities.
+    needed = (rows + 2 * keys) * latent_bytes + rows * keys * itemsize
+    if heads > FEW_HEADS and needed <= shared_memory:
+        # H200, 128 heads, 576/512: 210 TFLOP/s, where 16 x 16 makes 50 and 16 warps or one stage half of it.
+        return Tiles(rows, keys, num_warps=8, num_stages=2)
+    if (FEW_HEADS + 3 * 32) * latent_bytes <= shared_memory:
+        return Tiles(FEW_HEADS, 32, num_warps=4, num_stages=3)
+    return None
 
 
 def attention_tiles(
@@ -63,8 +105,9 @@ def attention_tiles(
     if INTERPRETED:
         return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1)
     if itemsize == 2 and row_bytes <= 512 and value_columns >= 64 and not computed_operands:
-        # Measured on an H200 at head size 128: 357 TFLOP/s of prefill (270 with 64 rows), 12% less time for decode.
-        return Tiles(128, 64, num_warps=8, num_stages=3) if prefill else Tiles(16, 128, num_warps=4, num_stages=2)
+        # Measured on an H200 at head size 128: 357 TFLOP/s of prefill (270 with 64 rows, 311 with 128 keys); decode of
+        # 64 x 8192 at 100% of the copy rate (82% with two stages, 81% with 128 keys in three).
+        return Tiles(128, 64, num_warps=8, num_stages=3) if prefill else Tiles(16, 64, num_warps=4, num_stages=3)
     # Two stages of a key and a value tile have to fit into shared memory beside the queries and probabilities.
     block_n = 64 if row_bytes <= 512 else 32 if row_bytes <= 1280 else 16
     block_m = 64 if prefill and row_bytes <= 1280 else 16

@@ -76,8 +76,10 @@ def test_the_plan_on_the_host_is_the_plan_on_the_device(pageproof_device: torch.
             torch.tensor([keys for _, keys in requests], dtype=torch.int32, device=pageproof_device),
             torch.zeros(len(requests), 1, dtype=torch.int32, device=pageproof_device),
         )
-        counts = make_plan(batch, Capacity(starts[-1], len(requests), 2**21)).counts.tolist()
-        said = Ours().plan_of(case_of(requests))
+        case = case_of(requests)
+        capacity = Capacity(starts[-1], len(requests), 2**21)
+        counts = make_plan(batch, capacity, request_programs=case.spec.num_kv_heads).counts.tolist()
+        said = Ours().plan_of(case)
         for name, place in {
             "prefill_tiles": kernels.NUM_PREFILL_ITEMS,
             "decode_splits": kernels.NUM_DECODE_ITEMS,

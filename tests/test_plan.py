@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from pageproof.optimized import Batch, Capacity, make_plan
 from pageproof.optimized.kernels import plan as kernels
-from pageproof.optimized.tuning import PlanLimits, plan_limits
+from pageproof.optimized.tuning import GPU_LIMITS, PlanLimits, plan_limits, plan_programs
 
 WHOLE = 2**30
 
@@ -41,22 +43,21 @@ def splits_of(seq_len: int, width: int) -> int:
     return max(-(-seq_len // width), 1)
 
 
-def split_width(requests: list[tuple[int, int]], limits: PlanLimits) -> int:
-    """The shortest width on the ladder whose partial results fit."""
-    widths = [limits.split_base << level for level in range(15)] + [WHOLE]
-    for width in widths:
-        rows = [
-            n * splits_of(length, width)
-            for n, length in requests
-            if n <= limits.decode_tokens and splits_of(length, width) > 1
-        ]
-        if sum(rows) <= limits.partial_rows:
-            return width
-    raise AssertionError("the widest split always fits")
+def split_width(requests: list[tuple[int, int]], limits: PlanLimits, programs: int, request_programs: int = 8) -> int:
+    """Of the widths on the ladder whose partial results fit, the one that is walked through first."""
+    short = [(n, length) for n, length in requests if 0 < n <= limits.decode_tokens]
+    costs = {}
+    for width in [limits.split_base << level for level in range(15)] + [WHOLE]:
+        splits = [splits_of(length, width) for _, length in short]
+        if sum(n * count for (n, _), count in zip(short, splits, strict=True) if count > 1) <= limits.partial_rows:
+            length = min(width, max((length for _, length in short), default=1) or 1)
+            rounds = math.ceil(Fraction(request_programs * sum(length for _, length in short), programs * length))
+            begun = math.ceil(Fraction(request_programs * sum(splits), programs))
+            costs[width] = rounds * length + limits.split_cost * begun
+    return min(costs, key=lambda width: (costs[width], width))
 
 
-def wanted_lists(requests: list[tuple[int, int]], limits: PlanLimits) -> dict[str, list[tuple[int, int]]]:
-    width = split_width(requests, limits)
+def wanted_lists(requests: list[tuple[int, int]], width: int, limits: PlanLimits) -> dict[str, list[tuple[int, int]]]:
     prefill, decode, merge = [], [], []
     for request, (query_len, seq_len) in enumerate(requests):
         splits = splits_of(seq_len, width)
@@ -93,23 +94,23 @@ def test_more_requests_than_sixteen_bits_count(monkeypatch: pytest.MonkeyPatch, 
     check([(17, 17)] * 65_537, pageproof_device)
 
 
-def check(requests: list[tuple[int, int]], device: torch.device) -> None:
+def check(requests: list[tuple[int, int]], device: torch.device, request_programs: int = 8) -> None:
     limits = plan_limits()
-    num_tokens = sum(query_len for query_len, _ in requests)
-    plan = make_plan(batch_of(requests, device), Capacity(num_tokens, len(requests), 200_000), validate=True)
+    capacity = Capacity(sum(query_len for query_len, _ in requests), len(requests), 200_000)
+    plan = make_plan(batch_of(requests, device), capacity, request_programs=request_programs, validate=True)
     counts = plan.counts.cpu()
-    wanted = wanted_lists(requests, limits)
-    assert int(counts[kernels.SPLIT_KEYS.value]) == split_width(requests, limits)
+    width = split_width(requests, limits, plan_programs(device), request_programs)
+    wanted = wanted_lists(requests, width, limits)
+    assert int(counts[kernels.SPLIT_KEYS.value]) == width
     assert pairs(plan.prefill_items, counts[kernels.NUM_PREFILL_ITEMS.value]) == wanted["prefill"]
     assert pairs(plan.decode_items, counts[kernels.NUM_DECODE_ITEMS.value]) == wanted["decode"]
     assert pairs(plan.merge_items, counts[kernels.NUM_MERGE_ITEMS.value]) == wanted["merge"]
     assert int(counts[kernels.NUM_PARTIAL_ROWS.value]) <= limits.partial_rows
-    check_partial_rows(requests, plan.offsets[3].tolist(), limits)
+    check_partial_rows(requests, plan.offsets[3].tolist(), width, limits)
 
 
-def check_partial_rows(requests: list[tuple[int, int]], offsets: list[int], limits: PlanLimits) -> None:
+def check_partial_rows(requests: list[tuple[int, int]], offsets: list[int], width: int, limits: PlanLimits) -> None:
     """No two splits share a row of scratch."""
-    width = split_width(requests, limits)
     next_row = 0
     for (query_len, seq_len), offset in zip(requests, offsets, strict=False):
         splits = splits_of(seq_len, width)
@@ -117,6 +118,39 @@ def check_partial_rows(requests: list[tuple[int, int]], offsets: list[int], limi
         assert offset == next_row
         next_row += query_len * splits if is_split else 0
     assert offsets[-1] == next_row
+
+
+@pytest.mark.parametrize(
+    ("requests", "request_programs", "keys"),
+    [
+        ([(1, 65536)], 8, 2048),  # 256 splits, once around 264 programs
+        ([(1, 8192)] * 64, 8, 8192),  # 512, just under twice: whole
+        ([(1, 16384)] * 40, 8, 4096),  # 320 whole ones would leave most programs idle the second time around
+        ([(1, 65536)], 1, 256),
+        ([(1, 4096)] * 64, 1, 1024),
+        ([(1, 65536)] + [(1, 4096)] * 63, 8, 2048),
+    ],
+)
+def test_splits_keep_264_programs_equally_busy(
+    requests: list[tuple[int, int]],
+    request_programs: int,
+    keys: int,
+    monkeypatch: pytest.MonkeyPatch,
+    pageproof_device: torch.device,
+) -> None:
+    """264 programs are two on each of an H200's multiprocessors."""
+    monkeypatch.setattr("pageproof.optimized.plan.plan_limits", lambda: GPU_LIMITS)
+    monkeypatch.setattr("pageproof.optimized.plan.plan_programs", lambda device: 264)
+    capacity = Capacity(len(requests), len(requests), 65536)
+    plan = make_plan(batch_of(requests, pageproof_device), capacity, request_programs=request_programs)
+    split = int(plan.counts[kernels.SPLIT_KEYS.value])
+    assert split == split_width(requests, GPU_LIMITS, 264, request_programs) == keys
+
+
+@pytest.mark.parametrize(("value", "error"), [(0, ValueError), (2**16 + 1, ValueError), (1.0, TypeError)])
+def test_request_programs_are_checked(value: object, error: type[Exception], pageproof_device: torch.device) -> None:
+    with pytest.raises(error, match=r"^request_programs: found .*, expected "):
+        make_plan(batch_of([(1, 1)], pageproof_device), Capacity(1, 1, 1), request_programs=value)  # type: ignore[arg-type]
 
 
 def test_capacities_are_checked(pageproof_device: torch.device) -> None:

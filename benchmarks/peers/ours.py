@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pageproof import optimized
+from pageproof.optimized.tuning import latent_programs
 from pageproof.oracle.adapters import find
 from pageproof.oracle.building.problem import Problem
 
@@ -56,13 +57,14 @@ def in_the_widest_bucket(problem: Problem) -> Prepared:
         _longer(batch.block_table, batch.num_requests + more),
     )
     capacity = tokens, batch.num_requests, batch.max_blocks * problem.case.spec.block_size
-    plan = optimized.make_plan(batch, capacity)
+    programs = _request_programs(problem)
+    plan = optimized.make_plan(batch, capacity, request_programs=programs)
 
     def work() -> None:
         optimized.attention(**arguments, plan=plan)
 
     def make_plan() -> None:
-        optimized.make_plan(batch, capacity)
+        optimized.make_plan(batch, capacity, request_programs=programs)
 
     outputs = {name: arguments[name][: tensor.shape[0]] for name, tensor in problem.outputs.items()}
     return _prepared(problem, work, outputs, make_plan)
@@ -84,7 +86,13 @@ def _prepared(problem: Problem, work: Any, outputs: dict[str, Tensor], plan: Any
 def _planned(batch: optimized.Batch, problem: Problem) -> optimized.Plan:
     """For everything that the buffers hold, and not only for the batch that lies in them."""
     keys = batch.max_blocks * problem.case.spec.block_size
-    return optimized.make_plan(batch, (problem.case.batch.num_tokens, batch.num_requests, keys))
+    capacity = problem.case.batch.num_tokens, batch.num_requests, keys
+    return optimized.make_plan(batch, capacity, request_programs=_request_programs(problem))
+
+
+def _request_programs(problem: Problem) -> int:
+    spec = problem.case.spec
+    return latent_programs(spec.num_query_heads) if spec.operation == "mla_attention" else spec.num_kv_heads
 
 
 def _longer(tensor: Tensor, rows: int) -> Tensor:

@@ -1,8 +1,9 @@
 """The plan kernels: from the lengths on the device to the work lists that persistent programs walk.
 
 Requests with few new tokens (decode, speculative verification) are split along their keys and merged; the others
-are tiled along their queries. How long a split is, is decided here from the whole batch, so that the partial
-results always fit into `PARTIAL_ROWS` rows and no scratch grows with requests x length.
+are tiled along their queries. How long a split is, is decided here from the whole batch: so that programs have as
+much to do as each other, and that the partial results always fit into `PARTIAL_ROWS` rows and no scratch grows with
+requests x length.
 """
 
 from __future__ import annotations
@@ -47,23 +48,42 @@ def first_partial_row(offsets, request, num_requests):
 
 
 @triton.jit
-def choose_split(cu_seqlens_q, seq_lens, num_requests, DECODE_TOKENS, SPLIT_BASE, PARTIAL_ROWS, BLOCK: tl.constexpr):
-    """The shortest split length, SPLIT_BASE * 2^level, whose partial results fit into PARTIAL_ROWS rows."""
+def choose_split(
+    cu_seqlens_q, seq_lens, num_requests, request_programs, programs,
+    DECODE_TOKENS, SPLIT_BASE, SPLIT_COST, PARTIAL_ROWS, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The split length, SPLIT_BASE * 2^level, with which `programs` programs are done first.
+
+    Of those whose partial results fit into PARTIAL_ROWS rows. Each program takes splits in turn, a split is worth its
+    keys and SPLIT_COST more for what it begins and ends with, and a request takes `request_programs` programs at a
+    time. The shortest of equally good ones.
+    """
     levels = tl.arange(0, LEVELS)
     widths = tl.where(levels == LEVELS - 1, WHOLE, SPLIT_BASE << levels)
     rows = tl.zeros([LEVELS], tl.int32)
+    items = tl.zeros([LEVELS], tl.int64)
+    keys = tl.zeros([LEVELS], tl.int64)
+    longest = tl.zeros([LEVELS], tl.int64) + 1
     for start in range(0, num_requests, BLOCK):
         requests = start + tl.arange(0, BLOCK)
         query_len, seq_len = request_lengths(cu_seqlens_q, seq_lens, requests, num_requests)
-        splits = num_splits(seq_len[:, None], widths[None, :])
-        is_split = (splits > 1) & (query_len <= DECODE_TOKENS)[:, None]
+        is_decode = (query_len > 0) & (query_len <= DECODE_TOKENS)
+        seq_len = tl.where(is_decode, seq_len, 0)
+        splits = tl.where(is_decode[:, None], num_splits(seq_len[:, None], widths[None, :]), 0)
         # Bounded before the sum, so that long lists of long requests cannot wrap around int32.
-        needed = tl.minimum(tl.where(is_split, splits * query_len[:, None], 0), PARTIAL_ROWS + 1)
+        needed = tl.minimum(tl.where(splits > 1, splits * query_len[:, None], 0), PARTIAL_ROWS + 1)
         rows = tl.minimum(rows + tl.sum(needed, 0), PARTIAL_ROWS + 1)
-    return tl.min(tl.where(rows <= PARTIAL_ROWS, widths, WHOLE))
+        items += tl.sum(splits.to(tl.int64), 0)
+        keys += tl.sum(seq_len.to(tl.int64), 0)
+        longest = tl.maximum(longest, tl.max(seq_len, 0))
+    length = tl.minimum(widths.to(tl.int64), longest)
+    rounds = tl.cdiv(keys * request_programs, programs * length)
+    cost = rounds * length + SPLIT_COST * tl.cdiv(items * request_programs, programs)
+    cost = tl.where(rows <= PARTIAL_ROWS, cost, 1 << 62)
+    return tl.min(tl.where(cost == tl.min(cost, 0), widths, WHOLE), 0)
 
 
-@triton.jit(do_not_specialize=["num_requests", "max_prefill_items", "max_decode_items"])
+@triton.jit(do_not_specialize=["num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"])
 def count_work(
     cu_seqlens_q,
     seq_lens,
@@ -72,9 +92,12 @@ def count_work(
     num_requests,
     max_prefill_items,
     max_decode_items,
+    request_programs,
+    programs,
     DECODE_TOKENS: tl.constexpr,
     TILE_TOKENS: tl.constexpr,
     SPLIT_BASE: tl.constexpr,
+    SPLIT_COST: tl.constexpr,
     PARTIAL_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -83,7 +106,10 @@ def count_work(
     Rows of `offsets`: prefill items (query tiles), decode items (splits), merge items (rows of split requests),
     partial rows (splits x tokens of split requests).
     """
-    split_keys = choose_split(cu_seqlens_q, seq_lens, num_requests, DECODE_TOKENS, SPLIT_BASE, PARTIAL_ROWS, BLOCK)
+    split_keys = choose_split(
+        cu_seqlens_q, seq_lens, num_requests, request_programs, programs,
+        DECODE_TOKENS, SPLIT_BASE, SPLIT_COST, PARTIAL_ROWS, BLOCK,
+    )  # fmt: skip
     prefill = 0
     decode = 0
     merge = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..candidate import NumericContract
 from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from ...optimized.tuning import PlanLimits
     from ...reference.problem import Batch
 
+DEVICE = torch.device("cuda")  # the one that a worker is set to; not looked at where kernels are interpreted
 SPLIT_LEVELS, WHOLE = 16, 1 << 30  # as in optimized/kernels/plan.py
 
 
@@ -52,6 +55,8 @@ class Ours:
             arithmetic=launch.TORCH_DTYPES[arithmetic],
             rope_size=spec.rope_head_size,
             computed_operands=spec.operation != "attention" or spec.kv_dtype == FLOAT8,
+            shares_rows=spec.operation == "mla_attention" and spec.kv_dtype != FLOAT8,
+            shared_memory=tuning.shared_memory(DEVICE),
         )
         tiles = [shape.tiles(prefill=prefill) for prefill in (True, False)]
         # A float32 product is a chain of fused multiply-adds; the tensor cores' sums truncate.
@@ -75,14 +80,17 @@ class Ours:
         rows whose partial results are merged, rows of partial results, keys of a split, and how often the shortest
         split was doubled because the partial results did not fit; the most tokens of a request of the decode list.
         """
-        from ...optimized.tuning import plan_limits
+        from ...optimized.tuning import latent_programs, plan_limits, plan_programs
 
         if case.spec.operation not in ATTENTION_OPERATIONS:
             return {}
         limits, window = plan_limits(), case.spec.sliding_window
         live = [(n, keys) for n, keys in zip(case.batch.query_lens, case.batch.seq_lens, strict=True) if n]
         short = [(n, keys) for n, keys in live if n <= limits.decode_tokens]
-        split_keys = _split_keys(short, limits)
+        heads = case.spec.num_query_heads
+        request_programs = {"attention": case.spec.num_kv_heads, "mla_attention": latent_programs(heads)}
+        share = request_programs.get(case.spec.operation, heads), plan_programs(DEVICE)
+        split_keys = _split_keys(short, limits, *share)
         splits = [(n, keys, max(1, -(-keys // split_keys))) for n, keys in short]
         divided = [(n, keys, count) for n, keys, count in splits if count > 1]
         first_keys = (0 if window is None else max(0, keys - n - window + 1) for n, keys, _ in divided)
@@ -106,14 +114,23 @@ class Ours:
         return getattr(self.package, operation)(**arguments)
 
 
-def _split_keys(requests: list[tuple[int, int]], limits: PlanLimits) -> int:
-    """The shortest split, in doublings of the base, whose partial results fit; 2**30 keys are never split."""
-    split_keys = limits.split_base
-    for _ in range(SPLIT_LEVELS - 1):
-        if sum(n * -(-keys // split_keys) for n, keys in requests if keys > split_keys) <= limits.partial_rows:
-            return split_keys
-        split_keys *= 2
-    return WHOLE
+def _split_keys(requests: list[tuple[int, int]], limits: PlanLimits, request_programs: int, programs: int) -> int:
+    """The split, in doublings of the base, with which the programs are done first; 2**30 keys are never split."""
+    widths = [limits.split_base << level for level in range(SPLIT_LEVELS - 1)] + [WHOLE]
+    all_keys, longest = sum(keys for _, keys in requests), max((keys for _, keys in requests), default=0)
+
+    def cost(width: int) -> int:
+        length = min(width, max(longest, 1))
+        splits = sum(max(1, -(-keys // width)) for _, keys in requests)
+        rounds = -(-all_keys * request_programs // (programs * length))
+        return rounds * length + limits.split_cost * -(-splits * request_programs // programs)
+
+    fitting = (
+        width
+        for width in widths
+        if sum(n * -(-keys // width) for n, keys in requests if keys > width) <= limits.partial_rows
+    )
+    return min(fitting, key=cost)
 
 
 def _arithmetic(case: Case) -> str:
