@@ -19,7 +19,7 @@ from .buffers import InMemory
 from .complaints import Kept, end_to_end
 from .replay import Replay
 
-WAITING_BYTES = 1 << 29  # of steps that wait, and of what their evaluation will take, roughly
+WAITING_BYTES = 1 << 30  # of steps that wait, and of what their evaluation will take, roughly
 OUT_BYTES = 128  # of an evaluation, for each element of out
 
 
