@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -46,10 +47,10 @@ FEATURES = {
 }
 
 
-def problems_of(case: Case) -> list[Problem]:
+def problems_of(case: Case, device: str = "cpu") -> list[Problem]:
     """Its distinct steps: of both buckets, an empty one and a full one among them, all with padding."""
     steps = steps_of(case)
-    return [build(step.case, "cpu") for step in dict.fromkeys((*steps.captured, *steps.replayed))]
+    return [build(step.case, device) for step in dict.fromkeys((*steps.captured, *steps.replayed))]
 
 
 def compared(found: Expected, wanted: Expected) -> None:
@@ -83,15 +84,18 @@ def generic(problem: Problem) -> bool:
     return why_not_generic(problem.case, CONTRACT) is None
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("layout", ["NHD", "interleaved", "transposed"])
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
 @pytest.mark.parametrize("spec", [SPEC, MLA, DECOMPRESSED], ids=lambda spec: spec.operation)
-def test_every_step_has_the_answer_that_it_has_alone(spec: Spec, features: dict[str, object], layout: str) -> None:
+def test_every_step_has_the_answer_that_it_has_alone(
+    spec: Spec, features: dict[str, Any], layout: str, device: str
+) -> None:
     if spec.is_mla:
         layout = "sliced" if layout == "interleaved" else "NHD"
     for seed in range(2):
         case = Case(spec=replace(spec, cache_layout=layout, **features), batch=BATCH, mode="full", seed=seed)
-        problems = problems_of(case)
+        problems = problems_of(case, device)
         assert len(problems) >= 5
         whole = evaluate_together(problems, CONTRACT, generic=generic(problems[0]))
         for problem, found in zip(problems, apart(problems, whole), strict=True):
