@@ -69,7 +69,7 @@ class RaisesLater(WrongIn):
 
 
 class WritesLater(WrongIn):
-    """Into its queries."""
+    """Into a cache that it may only read."""
 
     def after(self, number: int, arguments: dict[str, Any]) -> None:
         super().after(number, arguments)
