@@ -57,6 +57,22 @@ class _Difference:
 
 
 @torch.no_grad()
+def ratios_if_right(actual: dict[str, Tensor], expected: Expected) -> Ratios | None:
+    """The ratios of `compare` if it finds nothing wrong, also of several cases together; None: it has to be asked.
+
+    One small tensor goes from the device to the host, and nothing else.
+    """
+    if any(_form(name, actual, expected) for name in expected.values):
+        return None
+    errors = {name: _errors(actual[name], expected, name) for name in expected.values}
+    scores = {} if expected.statistics is None else _scores(errors, expected.statistics)
+    ratios, largest = _summary(errors, scores)
+    if all(ratio <= 1 for ratio in ratios.values()) and all(largest[check] <= LIMITS[check[1]] for check in largest):
+        return _named(ratios, largest)
+    return None
+
+
+@torch.no_grad()
 def compare(actual: dict[str, Tensor], expected: Expected, problem: Problem) -> tuple[tuple[Mismatch, ...], Ratios]:
     """Every output that is not what it should be, and every output's largest error / bound (0 / 0 counts as 0).
 
@@ -81,10 +97,13 @@ def compare(actual: dict[str, Tensor], expected: Expected, problem: Problem) -> 
         for check, score in scores.items():
             if largest[check] > LIMITS[check[1]]:
                 wrong.append(_describe_score(check, score, actual, expected, problem))
-    plain = [(name, ratios.get(name, float("inf"))) for name in expected.values]
+    return tuple(wrong), _named({name: ratios.get(name, float("inf")) for name in expected.values}, largest)
+
+
+def _named(ratios: dict[str, float], largest: dict[Check, float]) -> Ratios:
     # A z of 0 is that of too few errors.
     others = [(" ".join(check), score) for check, score in largest.items() if score > 0 or check[1] == SUB_GAUSSIAN]
-    return tuple(wrong), (*plain, *others)
+    return (*ratios.items(), *others)
 
 
 def _scores(errors: dict[str, _Errors], statistics: Statistics) -> dict[Check, Tensor]:

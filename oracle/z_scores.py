@@ -25,7 +25,7 @@ LIMITS = {SUB_GAUSSIAN: 1.0, ROW_Z: allowed.ROW_Z, CASE_Z: allowed.CASE_Z}
 
 
 def z_scores(error: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
-    """(z of each row [num_tokens, num_query_heads], z of the case [1]) of out's errors; float64.
+    """(z of each row [num_tokens, num_query_heads], z of each case [num_cases]) of out's errors; float64.
 
     0 for rows that are not counted, and where there are too few errors to say anything. What is not finite, the
     hard bound has found already.
@@ -34,10 +34,14 @@ def z_scores(error: Tensor, statistics: Statistics) -> tuple[Tensor, Tensor]:
     squares = squares.masked_fill_(~statistics.counted, 0.0).nan_to_num_(nan=0.0, posinf=0.0)
     width = error.shape[-1]
     rows = squares.sqrt() if width >= allowed.ROW_ELEMENTS else torch.zeros_like(squares)
-    num_rows = statistics.counted.sum()
+    num_rows, total = _by_case(statistics.counted, statistics), _by_case(squares, statistics)
     enough = num_rows >= max(allowed.CASE_ROWS, math.ceil(allowed.CASE_ELEMENTS / width))
-    case = torch.where(enough, (squares.sum() / num_rows).sqrt(), 0.0)
-    return rows, case[None]
+    return rows, torch.where(enough, (total / num_rows).sqrt(), 0.0)
+
+
+def _by_case(values: Tensor, statistics: Statistics) -> Tensor:
+    """[num_cases]: the sum over the rows of each case."""
+    return torch.stack([part.sum() for part in values.split(statistics.cases or len(values))])
 
 
 def describe(check: str, scores: Tensor, actual: Tensor, problem: Problem) -> Mismatch:

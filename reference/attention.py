@@ -37,7 +37,7 @@ class Weights:
 
     p: Tensor  # [G, Hkv, g, T, L]: exp(s - M) / L; 0 where not visible
     p_sink: Tensor  # [G, Hkv, g, T]: the sink's share; 0 without one
-    sink: Tensor  # [Hkv, g]: the sink's logit; -inf without one
+    sink: Tensor  # [Hkv, g], or [G, Hkv, g] where requests differ in it: the sink's logit; -inf without one
     maximum: Tensor  # M [G, Hkv, g, T]: over the visible scores and the sink; -inf in an empty row without one
     denominator: Tensor  # L [G, Hkv, g, T]: sum of exp(s - M), sink included; 0 in an empty row without one
     lse: Tensor  # [G, Hkv, g, T]: M + log(L); -inf in an empty row without a sink
@@ -99,7 +99,7 @@ def attention_rows(
 def answer(rows: Rows, rules: Rules) -> Answer:
     """One chunk's attention."""
     scores = logits(rows, rules)
-    weights = softmax(scores, rules.sinks)
+    weights = softmax(scores, rows.sinks)
     return Answer(rows, scores, weights, weigh(weights.p, rows.v))
 
 
@@ -108,19 +108,22 @@ def logits(rows: Rows, rules: Rules) -> Scores:
     x = rules.softmax_scale * dot(rows.q, rows.k)
     y = x if rules.softcap is None else rules.softcap * torch.tanh(x / rules.softcap)
     bias = None if rows.query_bias is None else rows.query_bias[:, None, None].expand_as(y)
-    if rules.alibi_slopes is not None:
-        slopes = rules.alibi_slopes.double().view(x.shape[1], x.shape[2], 1, 1)
-        alibi = slopes * rows.distances[:, None, None]
+    if rows.alibi_slopes is not None:
+        slopes = rows.alibi_slopes.double().unflatten(-1, x.shape[1:3])
+        alibi = slopes[..., None, None] * rows.distances[:, None, None]
         bias = alibi if bias is None else alibi + bias
     s = y if bias is None else y + bias
     return Scores(x, y, bias, torch.where(rows.visible[:, None, None], s, -torch.inf))
 
 
 def softmax(scores: Scores, sinks: Tensor | None) -> Weights:
-    """Weights of the visible keys and of the sink; nothing visible and no sink gives 0 and lse -inf."""
+    """Weights of the visible keys and of the sink; nothing visible and no sink gives 0 and lse -inf.
+
+    sinks: [num_query_heads], or [G, num_query_heads].
+    """
     s = scores.s
-    sink = s.new_full(s.shape[1:3], -torch.inf) if sinks is None else sinks.double().view(s.shape[1:3])
-    sink_of_row = sink[None, :, :, None]
+    sink = s.new_full(s.shape[1:3], -torch.inf) if sinks is None else sinks.double().unflatten(-1, s.shape[1:3])
+    sink_of_row = sink[..., None]
     maximum = torch.maximum(s.amax(dim=-1), sink_of_row)
     # An infinite maximum is an empty row (-inf) or a sink that takes all the weight (+inf). As the largest finite
     # number it can be subtracted: what is far below it weighs 0, and the infinite sink, cut to it as well, weighs 1.

@@ -52,6 +52,8 @@ class Places:
 class Rows(Places):
     """The same with the values, scales multiplied in (exactly: a float8 times a float32 fits a float64)."""
 
+    alibi_slopes: Tensor | None  # [num_query_heads], or [G, num_query_heads] where requests differ in them
+    sinks: Tensor | None  # likewise
     q: Tensor  # [G, T, num_kv_heads, group_size, D] float64; 0 in rows that see nothing
     k: Tensor  # [G, L, num_kv_heads, D] float64; 0 in slots that are not readable
     v: Tensor  # [G, L, num_kv_heads, Dv] float64; 0 in slots that are not readable
@@ -88,6 +90,8 @@ def row_groups(
         slots = _slots(places, batch, num_blocks, block_size)
         yield Rows(
             **vars(places),
+            alibi_slopes=rules.alibi_slopes,
+            sinks=rules.sinks,
             q=_gather_queries(q, places, num_kv_heads, scales.q),
             k=_gather_keys(k_cache, places, slots, scales.k),
             v=_gather_keys(v_cache, places, slots, scales.v),

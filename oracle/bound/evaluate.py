@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ...reference.attention import Answer, answer, attention_rows
-from ...reference.casting import per_query_head
+from ...reference.attention import answer
 from ...reference.kv_cache import update_kv_cache, update_mla_cache
 from ...reference.merge import merge_states
-from ...reference.mla import decompress, latent_rows, mla_attention_rows
+from ...reference.mla import decompress, latent_rows
 from ...reference.problem import FLOAT8, Scales
+from ...reference.rows import Rows, row_groups
 from ..candidate import NumericContract
 from ..formats import FLOAT8_LARGEST
 from .formats import TF32, U, format_of
@@ -24,6 +24,7 @@ from .rows import row_bounds
 from .scores import Operands, sum_steps
 from .statistics import Statistics, statistics, why_not_generic
 from .sums import Collector
+from .together import Part, Together, alone, joined, together
 
 if TYPE_CHECKING:
     from ..building.problem import Problem
@@ -45,6 +46,15 @@ class Expected:
     exact: bool = False
     statistics: Statistics | None = None  # of attention's out and lse, where roundings are independent
 
+    def rows(self, first: int, stop: int) -> Expected:
+        """That of some rows only, a whole case of several."""
+        return replace(
+            self,
+            values={name: tensor[first:stop] for name, tensor in self.values.items()},
+            bounds={name: tensor[first:stop] for name, tensor in self.bounds.items()},
+            statistics=None if self.statistics is None else self.statistics.rows(first, stop),
+        )
+
 
 @torch.no_grad()
 def evaluate(problem: Problem, contract: NumericContract, *, with_statistics: bool = True) -> Expected:
@@ -65,7 +75,21 @@ def evaluate(problem: Problem, contract: NumericContract, *, with_statistics: bo
         return _pools(problem.pristine)
     if operation == "merge_states":
         return _merged(arguments, contract)
-    return _attended(problem, contract, with_statistics and why_not_generic(problem.case, contract) is None)
+    generic = with_statistics and why_not_generic(problem.case, contract) is None
+    return _attended(alone(problem), contract, generic=generic)
+
+
+@torch.no_grad()
+def evaluate_together(problems: Sequence[Problem], contract: NumericContract, *, generic: bool) -> Expected:
+    """The same of several attention problems or merges at once, their rows one after the other.
+
+    problems: see `together.together`. generic: with statistics, of problems that are all ones of independent roundings.
+    """
+    if problems[0].case.spec.operation == "merge_states":
+        parts = [problem.arguments for problem in problems]
+        return _merged({name: joined([part[name] for part in parts]) for name in parts[0]}, contract)
+    asked = alone(problems[0]) if len(problems) == 1 else together(problems)
+    return _attended(asked, contract, generic=generic)
 
 
 def _pools(pristine: dict[str, Tensor]) -> Expected:
@@ -82,23 +106,26 @@ def _merged(arguments: dict[str, Any], contract: NumericContract) -> Expected:
     return Expected(values={"out": out, "lse": lse}, bounds={"out": out_bound, "lse": lse_bound}, dtypes=dtypes)
 
 
-def _attended(problem: Problem, contract: NumericContract, generic: bool) -> Expected:
-    arguments = problem.arguments
-    out, rules = arguments["out"], arguments["rules"]
-    collector = Collector(out, contract, with_squares=generic, with_wrong="w_uv" in arguments)
+def _attended(asked: Together, contract: NumericContract, *, generic: bool) -> Expected:
+    first = asked.parts[0].arguments
+    is_decompressed = "w_uv" in first
+    gathered = _decompressed if is_decompressed else _latent if "latent_cache" in first else _plain
+    collector = Collector(asked.out, contract, with_squares=generic, with_wrong=is_decompressed)
     operands = Operands()
-    for part, operands in _ANSWERS[problem.case.spec.operation](arguments, contract):
-        collector.add(part, rules, operands)
+    for part in asked.parts:
+        rules = part.arguments["rules"]
+        for chunk, operands in gathered(part, contract):
+            collector.add(answer(chunk, rules), rules, operands)
     sums = collector.finish()
-    rows = row_bounds(sums, rules, contract, operands)
-    scales = arguments.get("scales") or Scales()
-    value, bound = stored(sums.out, rows.out, out.dtype, per_query_head(scales.out, out.shape[1]))
+    rows = row_bounds(sums, first["rules"], contract, operands)
+    value, bound = stored(sums.out, rows.out, asked.out.dtype, asked.out_scale)
     bounds = {"out": bound, "lse": rows.lse}
+    independent = statistics(sums, rows, bounds, format_of(asked.out.dtype), contract) if generic else None
     return Expected(
         values={"out": value, "lse": sums.lse},
         bounds=bounds,
-        dtypes={"out": out.dtype, "lse": arguments["lse"].dtype},
-        statistics=statistics(sums, rows, bounds, format_of(out.dtype), contract) if generic else None,
+        dtypes={"out": asked.out.dtype, "lse": asked.lse.dtype},
+        statistics=None if independent is None else replace(independent, cases=asked.num_tokens),
     )
 
 
@@ -126,23 +153,27 @@ def stored(value: Tensor, bound: Tensor, dtype: torch.dtype, scale: Tensor | Non
     return infinite, rounded.masked_fill_(overflows, 0.0)
 
 
-def _attention_answers(arguments: dict[str, Any], contract: NumericContract) -> Iterator[tuple[Answer, Operands]]:
-    q, k_cache, v_cache, batch, rules = (arguments[name] for name in ("q", "k_cache", "v_cache", "batch", "rules"))
-    scales = arguments.get("scales") or Scales()
+Chunks = Iterator[tuple[Rows, Operands]]
+
+
+def _plain(part: Part, contract: NumericContract) -> Chunks:
+    q, k_cache, v_cache, batch, rules = (part.arguments[name] for name in ("q", "k_cache", "v_cache", "batch", "rules"))
+    scales = part.arguments.get("scales") or Scales()
     operands = Operands(score_scales=_count(scales.q, scales.k), value_scales=_count(scales.v))
-    for part in attention_rows(q, k_cache, v_cache, batch, rules, scales):
-        yield part, operands
+    for rows in row_groups(q, k_cache, v_cache, batch, rules, part.common(scales)):
+        yield part.with_own(rows), operands
 
 
-def _mla_answers(arguments: dict[str, Any], contract: NumericContract) -> Iterator[tuple[Answer, Operands]]:
-    q_nope, q_pe, latent_cache = (arguments[name] for name in ("q_nope", "q_pe", "latent_cache"))
-    scales = arguments.get("scales") or Scales()
+def _latent(part: Part, contract: NumericContract) -> Chunks:
+    q_nope, q_pe, latent_cache = (part.arguments[name] for name in ("q_nope", "q_pe", "latent_cache"))
+    batch, rules = part.arguments["batch"], part.arguments["rules"]
+    scales = part.arguments.get("scales") or Scales()
     operands = Operands(score_scales=_count(scales.q, scales.k), value_scales=_count(scales.k))
-    for part in mla_attention_rows(q_nope, q_pe, latent_cache, arguments["batch"], arguments["rules"], scales):
-        yield part, operands
+    for rows in latent_rows(q_nope, q_pe, latent_cache, q_nope.shape[2], batch, rules, part.common(scales)):
+        yield part.with_own(rows), operands
 
 
-def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) -> Iterator[tuple[Answer, Operands]]:
+def _decompressed(part: Part, contract: NumericContract) -> Chunks:
     """Keys and values are computed here, k_nope = W_UK c and v = W_UV c: their errors join the operands'.
 
     A sum of C = kv_lora_rank products moves k_nope by at most ((1 + u)^(1.1 C + 2) - 1) * |W_UK| |c|, and a latent
@@ -150,6 +181,7 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
     may be multiplied into every projected row, as our kernel does, and costs a rounding there. What rounds the
     finished k and v (key_dtype, value_dtype) is counted with the errors of every other kernel that rounds them.
     """
+    arguments = part.arguments
     q_nope, q_pe, latent_cache = (arguments[name] for name in ("q_nope", "q_pe", "latent_cache"))
     w_uk, w_uv = arguments["w_uk"], arguments["w_uv"]
     batch, rules = arguments["batch"], arguments["rules"]
@@ -173,7 +205,7 @@ def _decompressed_answers(arguments: dict[str, Any], contract: NumericContract) 
             key_error=key_error,
             value_error=value_relative * sizes.v,
         )
-        yield answer(decompress(rows, w_uk, w_uv), rules), operands
+        yield decompress(rows, w_uk, w_uv), operands
 
 
 def _roundoff(dtype: str, is_rounded: bool) -> float:
@@ -184,10 +216,3 @@ def _roundoff(dtype: str, is_rounded: bool) -> float:
 
 def _count(*scales: Tensor | None) -> int:
     return sum(scale is not None for scale in scales)
-
-
-_ANSWERS = {
-    "attention": _attention_answers,
-    "mla_attention": _mla_answers,
-    "mla_attention_decompressed": _decompressed_answers,
-}

@@ -65,14 +65,13 @@ def _with_sinks(sums: RowSums, rules: Rules, contract: NumericContract) -> _Rows
     if rules.sinks is None:
         return _Rows(exact, tiles, splits, sums.gained, sums.least, 0.0, 0.0)
     exact = exact | (sums.lse == torch.inf)
-    sinks = rules.sinks.double()
-    present = sinks.isfinite()
-    sink = torch.where(present, sinks, 0.0)
+    present = sums.sink.isfinite()
+    sink = torch.where(present, sums.sink, 0.0)
     error = U * (4 * (sums.maximum - sink).clamp(min=0) + 4 * sums.maximum.abs()) + exponent_steps(sums.span, contract)
     merging = merging_error(sums.lse, sums.maximum, rules, contract)
     if merging is not None:
         error = error + merging
-    p_sink = torch.exp(sinks - sums.lse)
+    p_sink = torch.exp(sums.sink - sums.lse)
     gained = torch.where(present, p_sink * torch.expm1(error), 0.0) + sums.gained
     least = torch.where(present, p_sink * torch.exp(-error), 0.0) + sums.least
     # A row that belongs to no request has no sink either: its lse is -inf, exactly.

@@ -48,6 +48,12 @@ class Statistics:
     bounds: dict[str, Tensor]
     sigma: Tensor  # [num_tokens, num_query_heads, head_size_v]: standard deviation of out's error, not understated
     counted: Tensor  # [num_tokens, num_query_heads] bool: rows with enough independent roundings for a z
+    cases: tuple[int, ...] = ()  # the rows of each case, where they are those of several, one after the other
+
+    def rows(self, first: int, stop: int) -> Statistics:
+        """Those of one case of several."""
+        bounds = {name: tensor[first:stop] for name, tensor in self.bounds.items()}
+        return Statistics(bounds=bounds, sigma=self.sigma[first:stop], counted=self.counted[first:stop])
 
 
 def why_not_generic(case: Case, contract: NumericContract) -> str | None:

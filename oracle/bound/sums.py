@@ -17,7 +17,18 @@ from ..candidate import NumericContract
 from .formats import EXACT, FLUSH, TF32, Format, format_of
 from .scores import Operands, score_errors
 
-_SCALARS = ("lse", "maximum", "denominator", "num_keys", "span", "gained", "least", "largest", "effective_keys")
+_SCALARS = (
+    "lse",
+    "maximum",
+    "denominator",
+    "sink",
+    "num_keys",
+    "span",
+    "gained",
+    "least",
+    "largest",
+    "effective_keys",
+)
 
 SATURATED = 2.0**-8  # scores this near to the softcap give weights that differ by less than half a unit of bfloat16
 
@@ -36,6 +47,7 @@ class RowSums:
     lse: Tensor
     maximum: Tensor  # M: over the visible scores and the sink
     denominator: Tensor  # L: sum of exp(s - M), sink included
+    sink: Tensor  # its logit; -inf without one
     num_keys: Tensor  # n: visible keys
     span: Tensor  # from the first visible key to the last
     gained: Tensor  # sum P (e^r - 1)
@@ -82,6 +94,7 @@ class Collector:
             "lse": weights.lse,
             "maximum": weights.maximum,
             "denominator": weights.denominator,
+            "sink": weights.sink[..., None],
             "num_keys": num_keys,
             "span": span,
             "gained": moved.sum(dim=-1),

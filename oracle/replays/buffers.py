@@ -68,10 +68,15 @@ class Buffers(InMemory):
     """Persistent tensors of one bucket, refilled between replays; their addresses never change."""
 
     def refill(self, step: InMemory) -> None:
-        """Everything as `step` has it: the memories of one size in one launch on a GPU, what is small by itself."""
-        torch._foreach_copy_(_memories(self.problem), _memories(step.problem))
-        for mine, theirs in zip(_small_tensors(self), _small_tensors(step), strict=True):
-            mine.copy_(theirs.reshape(mine.shape))
+        """Everything as `step` has it: on a GPU in one launch, but for tensors whose rows lie apart."""
+        mine, theirs = _memories(self.problem), _memories(step.problem)
+        for tensor, wanted in zip(_small_tensors(self), _small_tensors(step), strict=True):
+            if tensor.is_contiguous() and wanted.is_contiguous():
+                mine.append(tensor.view(-1).view(torch.uint8))
+                theirs.append(wanted.view(-1).view(torch.uint8))
+            else:
+                tensor.copy_(wanted.reshape(tensor.shape))
+        torch._foreach_copy_(mine, theirs)
 
     def guarded(self) -> Guards:
         """What the memory is to be after a step, outputs aside: as it was refilled."""

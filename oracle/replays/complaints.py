@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from ..verdict import Mismatch, Outcome, gravest
 from .buffers import InMemory
 
 Outputs = Mapping[str, Tensor]
+Form = Mapping[str, tuple[torch.dtype, torch.Size]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,50 @@ class Complaint:
     outcome: Outcome
     reason: str = ""
     mismatches: tuple[Mismatch, ...] = ()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Outputs by value; lists are by layer."""
+
+    bytes: Tensor  # `bytes_of` them
+    forms: list[Form]
+
+    @staticmethod
+    def of(outputs: Sequence[Outputs]) -> Kept:
+        return Kept(bytes_of(*outputs), forms_of(outputs))
+
+    def tensors(self) -> list[dict[str, Tensor]]:
+        """The outputs again, in memory of their own."""
+        made = []
+        for parts, form in zip(self.parts(), self.forms, strict=True):
+            pairs = zip(parts, form.items(), strict=True)
+            made.append({name: part.clone().view(dtype).view(shape) for part, (name, (dtype, shape)) in pairs})
+        return made
+
+    def parts(self) -> list[Sequence[Tensor]]:
+        """The bytes of each output."""
+        sizes = [[dtype.itemsize * shape.numel() for dtype, shape in form.values()] for form in self.forms]
+        layers = self.bytes.split([sum(each) for each in sizes])
+        return [layer.split(each) for layer, each in zip(layers, sizes, strict=True)]
+
+
+def forms_of(outputs: Sequence[Outputs]) -> list[Form]:
+    """What dtypes and shapes they have."""
+    return [{name: (tensor.dtype, tensor.shape) for name, tensor in layer.items()} for layer in outputs]
+
+
+def end_to_end(kept: Sequence[Kept], layer: int) -> dict[str, Tensor] | None:
+    """One layer's outputs, those of one step after the other; None if they do not go together."""
+    forms = [one.forms[layer] for one in kept]
+    kinds = [[(name, dtype, shape[1:]) for name, (dtype, shape) in form.items()] for form in forms]
+    if any(kind != kinds[0] for kind in kinds):
+        return None
+    parts = zip(*(one.parts()[layer] for one in kept), strict=True)
+    return {
+        name: torch.cat(found).view(dtype).view(-1, *shape)
+        for found, (name, dtype, shape) in zip(parts, kinds[0], strict=True)
+    }
 
 
 def complaint_of(
@@ -39,6 +84,11 @@ def complaint_of(
             if wrong:
                 return Complaint(outcome=Outcome.DIFFERS, reason="the caches after the KV update", mismatches=wrong), ()
         return Complaint(outcome=Outcome.OUT_OF_BOUNDS, reason=violation), ()
+    return wrong_values(wanted, outputs, expected)
+
+
+def wrong_values(wanted: InMemory, outputs: Outputs, expected: Expected) -> tuple[Complaint | None, Ratios]:
+    """The same of the outputs alone."""
     mismatches, ratios = compare(dict(outputs), expected, wanted.problem)
     if not mismatches:
         return None, ratios

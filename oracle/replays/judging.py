@@ -50,7 +50,7 @@ def judge_replays(case: Case, candidate: Candidate, contract: NumericContract, d
         matrix.captures.release()
     counts = tuple(matrix.counts().items())
     if found is None:
-        return Judgement(ratios=tuple(matrix.ratios.items()), counts=counts)
+        return Judgement(ratios=tuple(matrix.answers.ratios.items()), counts=counts)
     wrong = found.mismatches
     check = case.mode if found.outcome is Outcome.REPLAY_DIFFERS else wrong[0].check if wrong else ""
     return Judgement(outcome=found.outcome, check=check, reason=found.reason, mismatches=wrong, counts=counts)

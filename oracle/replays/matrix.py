@@ -4,45 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from ..bound.evaluate import Expected, evaluate
 from ..building.guards import Guards
 from ..candidate import Candidate, NumericContract, why_declined
 from ..case import ATTENTION_OPERATIONS, Case
 from ..case_layers import layers_of
+from ..checks import CandidateError
 from ..execution.eager import unzeroed_allocations
-from ..execution.graphs.errors import DanglingPointer
+from ..execution.graphs.errors import DanglingPointer, NotEmulated
 from ..execution.program import run_layers
 from ..verdict import Outcome
+from .answers import Answers, Known, is_exact
+from .bits import Bits, Seen, have_changed
 from .buffers import InMemory, tensors_of
 from .captures import Captured, Captures, blamed
-from .complaints import Complaint, Outputs, bytes_of, complaint_of, in_layer, other_bits
+from .complaints import Complaint, Kept, Outputs, complaint_of, forms_of, in_layer, wrong_values
 from .machines import machine_of
+from .replay import Replay
 from .sequence import Step, steps_of
 from .writing import update_of
 
 CHURNED_BYTES = 1 << 20  # arguments up to this size have their like allocated and overwritten between two steps
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A step that comes more than once, as far as it is the same each time; lists are by layer."""
-
-    memory: list[InMemory]  # as built
-    expected: list[Expected]
-    plain: Tensor  # `bytes_of` a plain call's outputs
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Results of a replay, which stay what they are until their capture runs again."""
-
-    taken: Captured
-    results: Tensor  # their bytes, in memory of their own
 
 
 class Matrix:
@@ -51,15 +37,15 @@ class Matrix:
     def __init__(
         self, case: Case, candidate: Candidate, contracts: Sequence[NumericContract], device: torch.device
     ) -> None:
-        self.case, self.candidate, self.contracts = case, candidate, contracts
+        self.case, self.candidate = case, candidate
         self.steps = steps_of(case)
         self.machine = machine_of(device, splits_update=bool(case.seed & 1))
         self.captures = Captures(case.mode, self.steps, candidate, self.machine)
         updates = [update_of(layer) for layer in layers_of(case) if case.spec.operation in ATTENTION_OPERATIONS]
         self.updates = bool(updates) and all(why_declined(candidate, update) is None for update in updates)
-        self.known: dict[Step, _Known] = {}
-        self.ratios: dict[str, float] = {}
-        self.held: _Held | None = None
+        self.known: dict[Step, Known] = {}  # those that come more than once
+        self.answers = Answers(contracts)
+        self.bits = Bits()
 
     def run(self) -> Complaint | None:
         """Capture, then replay; the first thing that is wrong."""
@@ -68,7 +54,13 @@ class Matrix:
             if step.bucket in used:
                 self.captures.add(kind, step, self._tensors(step))
         found = (self._replay(number, step) for number, step in enumerate(self.steps.replayed))
-        return next((complaint for complaint in found if complaint is not None), None)
+        try:
+            return next(filter(None, found), None) or self._settle()
+        except (CandidateError, NotEmulated):
+            with suppress(RuntimeError):  # of a device that is of no use any more
+                if (earlier := self._settle()) is not None:
+                    return earlier
+            raise
 
     def counts(self) -> Counter[str]:
         """`Captures.counts`, and the steps whose layers were of two cache groups."""
@@ -83,36 +75,71 @@ class Matrix:
 
     def _replay(self, number: int, step: Step) -> Complaint | None:
         taken, bucket = self.captures.for_step(step), self.captures.buckets[step.bucket]
+        replay = Replay(number, step, bucket.last, taken)
         known = self.known.get(step)
-        wanted = self._tensors(step) if known is None else known.memory
+        wanted = self._tensors(step) if known is None else known.as_built()
         bucket.refill(wanted)
         guards = [layer.guarded() for layer in bucket.buffers]
         bucket.unwrite(wanted)
         _churn(wanted)
-        found = self._run(taken)
+        dangling = self._run(taken)
         if known is None:
-            known = self._first_time(step, wanted)
-        if found is None:
-            found = self._complaint(bucket.buffers, known, taken.runner.outputs, guards)
-        found = found or self._other_bits(taken, known) or self.captures.wrong_choice(step, taken)
-        if found is not None:
-            plain = self._plain_outputs(wanted)
-            also = self._complaint(wanted, known, plain, [layer.problem.guards for layer in wanted])
-            return also or self._at_replay(number, step, found, taken)
+            known = Known(replay, wanted, Kept.of(self._plain_outputs(wanted)))
+            if self.steps.replayed.count(step) > 1:
+                self.known[step] = known
         bucket.last = step
+        return self._judged(replay, known, guards, dangling)
+
+    def _judged(
+        self, replay: Replay, known: Known, guards: Sequence[Guards], dangling: Complaint | None
+    ) -> Complaint | None:
+        """What is wrong, as far as that shows without the reference, which is asked later of many steps at once."""
+        is_update = is_exact(replay.step.case.spec)  # what it may write in the caches, the reference has to say
+        seen = [] if dangling else self.bits.after(replay.taken, known)
+        changed = dangling is None and have_changed([] if is_update else guards, seen)
+        if dangling or changed or is_update or self._is_other(replay, known):
+            return self._settle() or self._looked_at(replay, known, guards, dangling, seen if changed else ())
+        if known.replay is replay:
+            self.answers.wait(known)
+        return self._settle() if self.answers.is_due else None
+
+    def _is_other(self, replay: Replay, known: Known) -> bool:
+        """Whether outputs have another form than a plain call's, or the step ran in the wrong capture."""
+        other = forms_of(replay.taken.runner.outputs) != known.plain.forms
+        return other or self.captures.wrong_choice(replay.step, replay.taken) is not None
+
+    def _settle(self) -> Complaint | None:
+        """What the reference finds wrong in the steps that wait for it: a plain call has the same bits."""
+        for known in self.answers.settle():
+            for index, parts in enumerate(zip(known.memory, known.plain.tensors(), known.expected, strict=True)):
+                complaint, ratios = wrong_values(*parts)
+                if complaint is not None:
+                    return self._told(known.replay, known, in_layer(complaint, known.memory[index], index))
+                self.answers.keep(ratios)
         return None
 
-    def _first_time(self, step: Step, wanted: list[InMemory]) -> _Known:
-        """The answer is made here, when the candidate has run the step, in a capture and by a plain call."""
-        plain = bytes_of(*self._plain_outputs(wanted))
-        expected = []
-        for layer, contract in zip(wanted, self.contracts, strict=True):
-            layer.problem.guards.put_back()
-            expected.append(evaluate(layer.problem, contract, with_statistics=not step.rewrites))
-        known = _Known(wanted, expected, plain)
-        if self.steps.replayed.count(step) > 1:
-            self.known[step] = known
-        return known
+    def _looked_at(
+        self,
+        replay: Replay,
+        known: Known,
+        guards: Sequence[Guards],
+        found: Complaint | None,
+        seen: Sequence[Seen],
+    ) -> Complaint | None:
+        """What is wrong with one replay, by the reference too."""
+        self.answers.ask(known)
+        if found is None:
+            buffers = self.captures.buckets[replay.step.bucket].buffers
+            found = self._complaint(buffers, known, replay.taken.runner.outputs, guards)
+        found = found or next(filter(None, (each.complaint(known) for each in seen)), None)
+        found = found or self.captures.wrong_choice(replay.step, replay.taken)
+        return None if found is None else self._told(replay, known, found)
+
+    def _told(self, replay: Replay, known: Known, found: Complaint) -> Complaint:
+        """What is wrong in a plain call as well, as what it is there; else what only this replay does."""
+        plain, wanted = self._plain_outputs(known.memory), known.memory
+        also = self._complaint(wanted, known, plain, [layer.problem.guards for layer in wanted])
+        return also or replay.blamed(found, self.case.mode, len(self.steps.replayed))
 
     def _run(self, taken: Captured) -> Complaint | None:
         try:
@@ -124,14 +151,14 @@ class Matrix:
         return None
 
     def _complaint(
-        self, ran: Sequence[InMemory], known: _Known, outputs: Sequence[Outputs], guards: Sequence[Guards]
+        self, ran: Sequence[InMemory], known: Known, outputs: Sequence[Outputs], guards: Sequence[Guards]
     ) -> Complaint | None:
         """What is wrong in the first layer where something is; the ratios of those before it are kept."""
         for index, parts in enumerate(zip(ran, known.memory, outputs, guards, known.expected, strict=True)):
             complaint, ratios = complaint_of(*parts)
             if complaint is not None:
                 return in_layer(complaint, known.memory[index], index)
-            self.ratios.update({name: max(ratio, self.ratios.get(name, 0.0)) for name, ratio in ratios})
+            self.answers.keep(ratios)
         return None
 
     def _plain_outputs(self, wanted: Sequence[InMemory]) -> list[dict[str, Tensor]]:
@@ -143,64 +170,11 @@ class Matrix:
             self.machine.backend.synchronize()
         return outputs
 
-    def _other_bits(self, taken: Captured, known: _Known) -> Complaint | None:
-        """Outputs that are not those of a plain call, and results of the tail, which has to have seen finished ones.
-
-        And results of the step before, if it ran in an earlier capture: a replay leaves alone what was kept while it
-        was captured. Not the other way: what a graph captured later holds may lie where an earlier one has its
-        scratch.
-        """
-        runner, held = taken.runner, self.held
-        outputs = bytes_of(*runner.outputs)
-        asked = [("what reads the outputs", runner.results, outputs)]
-        if held is not None and held.taken.number < taken.number:
-            asked.append(("results of another graph, held during this replay", held.taken.runner.results, held.results))
-        if not known.expected[0].exact:
-            asked.insert(0, ("other bits than a plain call's", runner.outputs, known.plain))
-        self.held = _Held(taken, bytes_of(*runner.results))
-        seen = bytes_of(*(layer for _, found, _ in asked for layer in found))
-        if torch.equal(seen, torch.cat([wanted for *_, wanted in asked])):
-            return None
-        return next(filter(None, (_wrong_bits(found, wanted, known, what) for what, found, wanted in asked)))
-
-    def _at_replay(self, number: int, step: Step, found: Complaint, taken: Captured) -> Complaint:
-        """The complaint with which replay it was, and what had changed."""
-        last = self.captures.buckets[step.bucket].last
-        batch = step.case.batch
-        rows = f"{sum(batch.query_lens)} tokens in a bucket of {batch.num_tokens} and {batch.num_requests} requests"
-        captured = "captured" if taken.kind == self.case.mode else f"dispatched to {taken.kind}, captured"
-        lines = [
-            f"mode {self.case.mode}, replay {number + 1} of {len(self.steps.replayed)} ({step.profile}: {rows}), "
-            f"after {last.profile}, {captured} on {taken.step.profile}; "
-            f"{_changed(last, step)} changed; a plain call agrees",
-            found.outcome.value if not found.reason else f"{found.outcome.value}: {found.reason}",
-        ]
-        return replace(found, outcome=Outcome.REPLAY_DIFFERS, reason="\n".join(lines))
-
-
-def _wrong_bits(found: Sequence[Outputs], wanted: Tensor, known: _Known, what: str) -> Complaint | None:
-    """Of the first layer whose bytes are not those that are wanted."""
-    sizes = [sum(tensor.nbytes for tensor in layer.values()) for layer in found]
-    for index, (layer, part) in enumerate(zip(found, wanted.split(sizes), strict=True)):
-        complaint = other_bits(layer, part, known.memory[index].problem, what)
-        if complaint is not None:
-            return in_layer(complaint, known.memory[index], index)
-    return None
-
-
-def _changed(before: Step, after: Step) -> str:
-    old, new = before.case, after.case
-    parts = {
-        "query lengths": old.batch.query_lens != new.batch.query_lens,
-        "sequence lengths": old.batch.seq_lens != new.batch.seq_lens,
-        "pages and slots": old.seed != new.seed,
-        "values": old.seed != new.seed or before.rewrites != after.rewrites,
-    }
-    return ", ".join(name for name, differs in parts.items() if differs) or "nothing"
-
 
 def _churn(wanted: Sequence[InMemory]) -> None:
     """What goes on between two steps: others take the memory that was given back, and write to it."""
-    for memory in (watch.memory for layer in wanted for watch in layer.problem.guards.watches):
-        if memory.numel() * memory.element_size() <= CHURNED_BYTES:
-            torch.full_like(memory, 0xFF if memory.dtype == torch.uint8 else -1)
+    memories = (watch.memory.view(torch.uint8) for layer in wanted for watch in layer.problem.guards.watches)
+    taken = [torch.empty_like(memory) for memory in memories if len(memory) <= CHURNED_BYTES]
+    if taken:
+        written = torch.full_like(max(taken, key=len), 0xFF)
+        torch._foreach_copy_(taken, [written[: len(memory)] for memory in taken])

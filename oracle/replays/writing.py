@@ -77,10 +77,6 @@ def writing_of(problem: Problem, caches: Mapping[str, Tensor], *, rewrites: bool
     visible = _finite(torch.cat([bits.flatten(1) for bits in held.values()], dim=1).view(first.dtype))
     mapping = torch.full((len(numbers),), -1, dtype=torch.int64, device=first.device)
     mapping[tokens] = torch.where(visible, slots, -1)
-    stale = {}
-    for name, bits in held.items():
-        other = bits ^ _SIGN_BITS[bits.element_size()] if rewrites else torch.full_like(bits, _all_ones(bits))
-        stale[name] = torch.where(visible.view(-1, *[1] * (bits.dim() - 1)), other, bits)
     scales = problem.arguments["scales"]
     return Writing(
         operation=update_of(case).spec.operation,
@@ -92,12 +88,21 @@ def writing_of(problem: Problem, caches: Mapping[str, Tensor], *, rewrites: bool
         blocks=blocks,
         offsets=offsets,
         finished=held,
-        stale=stale,
+        stale={name: _other_bits(bits, visible, rewrites=rewrites) for name, bits in held.items()},
     )
 
 
 def _finite(rows: Tensor) -> Tensor:
-    return rows.float().isfinite().all(1)
+    """[rows] bool, by their largest element, which is NaN where any is."""
+    return rows.float().abs().amax(1) < torch.inf
+
+
+def _other_bits(bits: Tensor, rows: Tensor, *, rewrites: bool) -> Tensor:
+    """The bits with others in these rows: of the negative values, or NaN."""
+    here = rows.view(-1, *[1] * (bits.dim() - 1))
+    if rewrites:
+        return torch.where(here, bits ^ _SIGN_BITS[bits.element_size()], bits)
+    return bits.masked_fill(here, _all_ones(bits))
 
 
 def _all_ones(bits: Tensor) -> int:
