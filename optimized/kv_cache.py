@@ -11,7 +11,7 @@ from . import operators
 from .kernels.arguments import paged_kv, queries
 from .kernels.kv_update import kv_update
 from .launch import device_guard, device_scales, padded, require_device
-from .tuning import num_programs, update_heads
+from .tuning import update_heads, update_programs
 
 
 def update_kv_cache(
@@ -81,7 +81,7 @@ def run_update(
         return
     num_heads, head_size, head_size_v = key.shape[1], key.shape[2], value.shape[2]
     with device_guard(key):
-        kv_update[(min(num_tokens, num_programs(key.device)),)](
+        kv_update[(min(num_tokens, update_programs(key.device)),)](
             queries(key),
             queries(value),
             paged_kv(k_cache, v_cache),

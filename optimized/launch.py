@@ -26,9 +26,9 @@ from .kernels.arguments import (
 )
 from .kernels.decode import decode
 from .kernels.merge import merge_splits
-from .kernels.padding import clear_padding
 from .kernels.prefill import prefill
 from .tuning import (
+    FEW_HEADS,
     Tiles,
     attention_tiles,
     latent_tiles,
@@ -78,7 +78,7 @@ class Shape:
         return int(dims * self.arithmetic.itemsize)
 
     def tiles(self, *, prefill: bool) -> Tiles:
-        latent = self._latent_tiles() if self.shares_rows else None
+        latent = self._latent_tiles(prefill) if self.shares_rows else None
         return latent or attention_tiles(
             prefill=prefill,
             row_bytes=self.row_bytes,
@@ -87,10 +87,10 @@ class Shape:
             computed_operands=self.computed_operands,
         )
 
-    def _latent_tiles(self) -> Tiles | None:
+    def _latent_tiles(self, prefill: bool) -> Tiles | None:
         columns = padded(self.head_size)
         return latent_tiles(
-            heads=self.group,
+            few_rows=not prefill and self.group <= FEW_HEADS,
             latent_bytes=(columns + padded(self.rope_size)) * self.arithmetic.itemsize,
             itemsize=self.arithmetic.itemsize,
             columns=columns,
@@ -203,7 +203,7 @@ def padded(size: int) -> int:
 
 
 def launch_step(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> None:
-    """One step of attention: prefill, decode, merge, padding, each on a persistent grid."""
+    """One step of attention: prefill, decode, merge and padding, each on a persistent grid."""
     limits = plan_limits()
     out = step.outputs.out
     num_tokens = out.shape[0]
@@ -224,16 +224,6 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> N
                 **options(tiles),
             )
         _launch_decode(queries, cache, shape, step)
-        clear_padding[(programs,)](
-            step.requests.cu_seqlens_q,
-            step.outputs,
-            num_tokens,
-            step.num_requests,
-            NUM_QUERY_HEADS=out.shape[1],
-            HEAD_SIZE_V=shape.head_size_v,
-            BLOCK_T=16,
-            BLOCK_V=padded(shape.head_size_v),
-        )
 
 
 def _launch_decode(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> None:
@@ -257,11 +247,13 @@ def _launch_decode(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -
         step.outputs,
         partials,
         step.work,
+        step.outputs.out.shape[0],
         step.num_requests,
         NUM_QUERY_HEADS=num_query_heads,
         GROUP=shape.group,
         HEAD_SIZE_V=shape.head_size_v,
         BLOCK_S=splits_per_merge_step(),
+        BLOCK_T=16,
         BLOCK_V=padded(shape.head_size_v),
     )
 

@@ -62,6 +62,11 @@ def plan_programs(device: torch.device) -> int:
     return 1 << 20 if INTERPRETED else num_programs(device)
 
 
+def update_programs(device: torch.device) -> int:
+    """Programs of a KV update, each of which waits for one row at a time: as many as a device can hold."""
+    return num_programs(device) if INTERPRETED else 8 * num_programs(device)
+
+
 @functools.cache
 def shared_memory(device: torch.device) -> int:
     """Bytes that one program may have."""
@@ -75,17 +80,18 @@ def latent_programs(num_query_heads: int) -> int:
     return 1 if num_query_heads <= FEW_HEADS else PER_MULTIPROCESSOR * -(-num_query_heads // 64)
 
 
-def latent_tiles(*, heads: int, latent_bytes: int, itemsize: int, columns: int, shared_memory: int) -> Tiles | None:
+def latent_tiles(*, few_rows: bool, latent_bytes: int, itemsize: int, columns: int, shared_memory: int) -> Tiles | None:
     """Tiles of absorbed MLA over a cache in q's format, whose rows are keys and values at once; None: as any other.
 
-    heads: query heads; latent_bytes: one padded cache row; columns: kv_lora_rank, padded; shared_memory: bytes.
+    few_rows: at most FEW_HEADS (token, head) pairs of a request; latent_bytes: one padded cache row; columns:
+    kv_lora_rank, padded; shared_memory: bytes.
     """
     if INTERPRETED or itemsize != 2 or columns < 64:
         return None
     rows, keys = 64, 64
     # The queries, two stages of keys, and the probabilities.
     needed = (rows + 2 * keys) * latent_bytes + rows * keys * itemsize
-    if heads > FEW_HEADS and needed <= shared_memory:
+    if not few_rows and needed <= shared_memory:
         # H200, 128 heads, 576/512: 210 TFLOP/s, where 16 x 16 makes 50 and 16 warps or one stage half of it.
         return Tiles(rows, keys, num_warps=8, num_stages=2)
     if (FEW_HEADS + 3 * 32) * latent_bytes <= shared_memory:

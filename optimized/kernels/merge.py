@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .padding import clear_padding
 from .plan import NUM_MERGE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
 from .tiles import LN_2, LOG2_E, distance_from, finite_maximum, join_sink, log_sum, request_span, store_lse, store_out
 
@@ -37,12 +38,13 @@ def join_splits(
     return values, maximum, total
 
 
-@triton.jit(do_not_specialize=["num_requests"])
+@triton.jit(do_not_specialize=["num_tokens", "num_requests"])
 def merge_splits(
-    requests, rules, scales, outputs, partials, work, num_requests,
+    requests, rules, scales, outputs, partials, work, num_tokens, num_requests,
     NUM_QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE_V: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_V: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
+    """The rows whose requests were split, and those of no request: a launch of their own would cost 3 us."""
     num_items = tl.load(work.counts + NUM_MERGE_ITEMS) * NUM_QUERY_HEADS
     split_keys = tl.load(work.counts + SPLIT_KEYS)
     one = tl.arange(0, 1)
@@ -64,6 +66,9 @@ def merge_splits(
         rows = first_row + token + one
         store_out(outputs, scales, out[None, :], rows, head + one, head // GROUP, one == 0, HEAD_SIZE_V, BLOCK_V)
         store_lse(outputs, log_sum(maximum * LN_2, total) + tl.zeros([1], tl.float32), rows, head + one, one == 0)
+    clear_padding(
+        requests.cu_seqlens_q, outputs, num_tokens, num_requests, NUM_QUERY_HEADS, HEAD_SIZE_V, BLOCK_T, BLOCK_V
+    )
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -8,7 +8,7 @@ import triton.language as tl
 from .tiles import store_lse
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_requests"])
+@triton.jit
 def clear_padding(
     cu_seqlens_q, outputs, num_tokens, num_requests,
     NUM_QUERY_HEADS: tl.constexpr, HEAD_SIZE_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
