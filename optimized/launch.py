@@ -227,7 +227,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> N
 
 
 def _launch_decode(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> None:
-    limits = plan_limits()
+    limits, tiles = plan_limits(), shape.tiles(prefill=False)
     num_query_heads = shape.num_kv_heads * shape.group
     partials = allocate_partials(limits.partial_rows, num_query_heads, shape.head_size_v, step.outputs.out.device)
     programs = num_programs(step.outputs.out.device)
@@ -238,7 +238,8 @@ def _launch_decode(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -
         *step.sizes,
         CAUSAL=step.causal,
         **shape.sizes,
-        **options(shape.tiles(prefill=False)),
+        WIDE_M=tiles.wide_m,
+        **options(tiles),
     )
     merge_splits[(programs,)](
         step.requests,

@@ -36,6 +36,7 @@ class Tiles:
     block_n: int
     num_warps: int
     num_stages: int
+    wide_m: int = 0  # of decode: rows of the tile if some request has more than block_m; 0: the same, several times
 
 
 # The interpreter pays per program and tile, not per element; small limits let small batches reach every edge.
@@ -109,11 +110,13 @@ def attention_tiles(
     but after a cast, a transposition or a projection.
     """
     if INTERPRETED:
-        return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1)
+        return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1, wide_m=64)
     if itemsize == 2 and row_bytes <= 512 and value_columns >= 64 and not computed_operands:
         # Measured on an H200 at head size 128: 357 TFLOP/s of prefill (270 with 64 rows, 311 with 128 keys); decode of
         # 64 x 8192 at 100% of the copy rate (82% with two stages, 81% with 128 keys in three).
-        return Tiles(128, 64, num_warps=8, num_stages=3) if prefill else Tiles(16, 64, num_warps=4, num_stages=3)
+        if prefill:
+            return Tiles(128, 64, num_warps=8, num_stages=3)
+        return Tiles(16, 64, num_warps=4, num_stages=3, wide_m=64)
     # Two stages of a key and a value tile have to fit into shared memory beside the queries and probabilities.
     block_n = 64 if row_bytes <= 512 else 32 if row_bytes <= 1280 else 16
     block_m = 64 if prefill and row_bytes <= 1280 else 16

@@ -26,10 +26,8 @@ def store_partials(
     tl.store(pointers, values, mask=mask[:, None] & (dims < SIZE)[None, :])
 
 
-@triton.jit(
-    do_not_specialize=["num_requests", "table_stride", "sliding_window", "right_window", "bias_width", "bias_stride"]
-)
-def decode(
+@triton.jit
+def walk_splits(
     queries, cache, requests, rules, scales, outputs, partials, work,
     num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
     CAUSAL: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr,
@@ -37,6 +35,7 @@ def decode(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
+    """A program's share of the splits, in tiles of BLOCK_M rows."""
     # As many tiles as the longest request needs, so that batches of single tokens leave no program without work.
     num_sub_tiles = tl.cdiv(tl.load(work.counts + MOST_DECODE_TOKENS) * GROUP, BLOCK_M)
     num_items = tl.load(work.counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
@@ -76,3 +75,33 @@ def decode(
                     partials, first_partial, tokens, heads, row_mask, values, maximum, total,
                     NUM_KV_HEADS * GROUP, HEAD_SIZE_V, BLOCK_V,
                 )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["num_requests", "table_stride", "sliding_window", "right_window", "bias_width", "bias_stride"]
+)
+def decode(
+    queries, cache, requests, rules, scales, outputs, partials, work,
+    num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+    CAUSAL: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr,
+    HEAD_SIZE_V: tl.constexpr, ROPE_SIZE: tl.constexpr, RANK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr, WIDE_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """All splits; in tiles of WIDE_M rows, if it is not 0, where a request has more than BLOCK_M of them."""
+    narrow = tl.load(work.counts + MOST_DECODE_TOKENS) * GROUP <= BLOCK_M
+    if narrow | (WIDE_M == 0):
+        walk_splits(
+            queries, cache, requests, rules, scales, outputs, partials, work,
+            num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+            CAUSAL, NUM_KV_HEADS, GROUP, HEAD_SIZE, HEAD_SIZE_V, ROPE_SIZE, RANK, BLOCK_SIZE,
+            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V, BLOCK_R, BLOCK_C, KIND,
+        )  # fmt: skip
+    if WIDE_M > 0:  # noqa: SIM102 - the compiler decides this one, and leaves out what is in it
+        if not narrow:
+            walk_splits(
+                queries, cache, requests, rules, scales, outputs, partials, work,
+                num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+                CAUSAL, NUM_KV_HEADS, GROUP, HEAD_SIZE, HEAD_SIZE_V, ROPE_SIZE, RANK, BLOCK_SIZE,
+                WIDE_M, BLOCK_N, BLOCK_D, BLOCK_V, BLOCK_R, BLOCK_C, KIND,
+            )  # fmt: skip
