@@ -9,6 +9,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
+import triton
 
 from .interpreter import INTERPRETED
 
@@ -70,10 +71,11 @@ def update_programs(device: torch.device) -> int:
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes that one program may have."""
-    if INTERPRETED or torch.version.hip is not None:
-        return 64 << 10
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    """Bytes that one program may have, as Triton itself looks it up when it loads a kernel."""
+    if INTERPRETED:
+        return 0
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 def latent_programs(num_query_heads: int) -> int:

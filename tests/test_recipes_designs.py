@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.building.pages import lay_out, readable_keys
 from pageproof.oracle.building.poison import classify
 from pageproof.oracle.building.recipes.one_hot import chunk_starts
 from pageproof.oracle.building.recipes.tagged import Tag, decode
 from pageproof.oracle.building.tensors import build
-from pageproof.oracle.case import Case
+from pageproof.oracle.case import BatchShape, Case, Spec
+from pageproof.oracle.judging import judge
 from pageproof.reference.attention import attention
 
 from .test_recipes import FORMATS, attend, make, scores
@@ -113,6 +115,18 @@ def test_a_tagged_row_gets_most_of_its_weight_from_one_key(spec: dict[str, Any])
         for row in part.rows.valid[group].nonzero().flatten().tolist()
     ]
     assert (torch.cat(largest) > 0.9).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_pool_of_one_slot_has_a_tag_as_well(length: int) -> None:
+    batch = BatchShape(query_lens=(1,), seq_lens=(length,), spare_blocks=False)
+    case = Case(
+        spec=Spec(dtype="float32", num_kv_heads=1, group_size=1, block_size=1), batch=batch, recipe="tagged", poison=""
+    )
+    assert lay_out(case).num_blocks == 1
+    for row in stored_values(case)[:, 0].tolist():
+        assert decode(case, row) == Tag(page=0, offset=0, head=0)
+    judge(case, Reference()).require()
 
 
 def test_tagged_rows_look_at_every_edge() -> None:

@@ -93,14 +93,17 @@ def decode(case: Case, row: Sequence[float]) -> Tag | None:
 
 
 def _digits(case: Case, num_blocks: int) -> list[tuple[int, int]]:
-    """(field, shift) of every digit, the lowest of each field first; a field of one number has none."""
+    """(field, shift) of every digit, the lowest of each field first; a field of one number has none.
+
+    A pool of one slot of one head has one tag, and one digit for it.
+    """
     largest = {_OFFSET: case.spec.block_size - 1, _PAGE: num_blocks - 1, _HEAD: case.spec.num_kv_heads - 1}
     found = [
         (shift, order, field)
         for order, (field, number) in enumerate(largest.items())
         for shift in range(0, number.bit_length(), _BITS)
     ]
-    return [(field, shift) for shift, _, field in sorted(found)]
+    return [(field, shift) for shift, _, field in sorted(found)] or [(_PAGE, 0)]
 
 
 def _spelling(case: Case, num_blocks: int) -> list[tuple[int, int, int]]:
