@@ -46,7 +46,7 @@ def attention(
     )  # fmt: skip
     if validate:
         check_values(batch, rules, scales, sizes)
-    plan = prepare(q, batch, sizes, plan, k_cache.shape[2])
+    plan = prepare(q, batch, sizes, plan, sizes.num_kv_heads)
     out, lse = answer_tensors(q, sizes, out, lse)
     operators.call("attention", q, k_cache, v_cache, *flatten(batch, rules, scales, plan, out, lse))
     return out, lse

@@ -47,7 +47,7 @@ def attention_with_kv_update(
     if validate:
         check_slots(slot_mapping, num_blocks=sizes.num_blocks, block_size=sizes.block_size)
         check_values(batch, rules, scales, sizes)
-    plan = prepare(q, batch, sizes, plan, k_cache.shape[2])
+    plan = prepare(q, batch, sizes, plan, sizes.num_kv_heads)
     out, lse = answer_tensors(q, sizes, out, lse)
     flat = flatten(batch, rules, scales, plan, out, lse)
     operators.call("attention_with_kv_update", q, key, value, k_cache, v_cache, slot_mapping, *flat)

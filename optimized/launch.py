@@ -90,7 +90,7 @@ class Shape:
     def _latent_tiles(self, prefill: bool) -> Tiles | None:
         columns = padded(self.head_size)
         return latent_tiles(
-            few_rows=not prefill and self.group <= FEW_HEADS,
+            few_heads=not prefill and self.group <= FEW_HEADS,
             latent_bytes=(columns + padded(self.rope_size)) * self.arithmetic.itemsize,
             itemsize=self.arithmetic.itemsize,
             columns=columns,
@@ -203,7 +203,7 @@ def padded(size: int) -> int:
 
 
 def launch_step(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> None:
-    """One step of attention: prefill, decode, merge and padding, each on a persistent grid."""
+    """One step of attention: prefill, decode, and the merge with the padding, each on a persistent grid."""
     limits = plan_limits()
     out = step.outputs.out
     num_tokens = out.shape[0]
@@ -223,10 +223,10 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> N
                 **shape.sizes,
                 **options(tiles),
             )
-        _launch_decode(queries, cache, shape, step)
+        _launch_decode_and_merge(queries, cache, shape, step)
 
 
-def _launch_decode(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> None:
+def _launch_decode_and_merge(queries: Queries, cache: PagedKV, shape: Shape, step: Step) -> None:
     limits, tiles = plan_limits(), shape.tiles(prefill=False)
     num_query_heads = shape.num_kv_heads * shape.group
     partials = allocate_partials(limits.partial_rows, num_query_heads, shape.head_size_v, step.outputs.out.device)

@@ -13,7 +13,7 @@ from .attention import answer_tensors, arithmetic_of, check_values, flatten, pre
 from .kernels.arguments import latent_kv, queries
 from .launch import STEP_SCHEMA, Shape, launch_step, read_step
 from .plan import Plan
-from .tuning import latent_programs, shared_memory
+from .tuning import request_programs, shared_memory
 
 
 def mla_attention(
@@ -44,7 +44,8 @@ def mla_attention(
     )  # fmt: skip
     if validate:
         check_values(batch, rules, scales, sizes)
-    plan = prepare(q_nope, batch, sizes, plan, latent_programs(q_nope.shape[1]))
+    programs = request_programs("mla_attention", num_query_heads=sizes.num_query_heads, num_kv_heads=1)
+    plan = prepare(q_nope, batch, sizes, plan, programs)
     out, lse = answer_tensors(q_nope, sizes, out, lse)
     operators.call("mla_attention", q_nope, q_pe, latent_cache, *flatten(batch, rules, _row(scales), plan, out, lse))
     return out, lse
@@ -79,7 +80,7 @@ def mla_attention_decompressed(
     )  # fmt: skip
     if validate:
         check_values(batch, rules, scales, sizes)
-    plan = prepare(q_nope, batch, sizes, plan, w_uk.shape[0])
+    plan = prepare(q_nope, batch, sizes, plan, sizes.num_query_heads)
     out, lse = answer_tensors(q_nope, sizes, out, lse)
     flat = flatten(batch, rules, _row(scales), plan, out, lse)
     operators.call("mla_attention_decompressed", q_nope, q_pe, latent_cache, w_uk, w_uv, *flat)

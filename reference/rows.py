@@ -50,7 +50,10 @@ class Places:
 
 @dataclass(frozen=True)
 class Rows(Places):
-    """The same with the values, scales multiplied in (exactly: a float8 times a float32 fits a float64)."""
+    """The same with the values, scales multiplied in (exactly: a float8 times a float32 fits a float64).
+
+    And with the slopes and sinks of their heads, which requests that are put together from several steps differ in.
+    """
 
     alibi_slopes: Tensor | None  # [num_query_heads], or [G, num_query_heads] where requests differ in them
     sinks: Tensor | None  # likewise

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pageproof import optimized
-from pageproof.optimized.tuning import latent_programs
+from pageproof.optimized.tuning import request_programs
 from pageproof.oracle.adapters import find
 from pageproof.oracle.building.problem import Problem
 
@@ -57,7 +57,7 @@ def in_the_widest_bucket(problem: Problem) -> Prepared:
         _longer(batch.block_table, batch.num_requests + more),
     )
     capacity = tokens, batch.num_requests, batch.max_blocks * problem.case.spec.block_size
-    programs = _request_programs(problem)
+    programs = _programs_of(problem)
     plan = optimized.make_plan(batch, capacity, request_programs=programs)
 
     def work() -> None:
@@ -87,12 +87,13 @@ def _planned(batch: optimized.Batch, problem: Problem) -> optimized.Plan:
     """For everything that the buffers hold, and not only for the batch that lies in them."""
     keys = batch.max_blocks * problem.case.spec.block_size
     capacity = problem.case.batch.num_tokens, batch.num_requests, keys
-    return optimized.make_plan(batch, capacity, request_programs=_request_programs(problem))
+    return optimized.make_plan(batch, capacity, request_programs=_programs_of(problem))
 
 
-def _request_programs(problem: Problem) -> int:
+def _programs_of(problem: Problem) -> int:
     spec = problem.case.spec
-    return latent_programs(spec.num_query_heads) if spec.operation == "mla_attention" else spec.num_kv_heads
+    heads = {"num_query_heads": spec.num_query_heads, "num_kv_heads": spec.num_kv_heads}
+    return request_programs(spec.operation, **heads)
 
 
 def _longer(tensor: Tensor, rows: int) -> Tensor:

@@ -54,9 +54,9 @@ def choose_split(
 ):  # fmt: skip
     """The split length, SPLIT_BASE * 2^level, with which `programs` programs are done first.
 
-    Of those whose partial results fit into PARTIAL_ROWS rows. Each program takes splits in turn, a split is worth its
-    keys and SPLIT_COST more for what it begins and ends with, and a request takes `request_programs` programs at a
-    time. The shortest of equally good ones.
+    Only lengths whose partial results fit into PARTIAL_ROWS rows are taken. A program takes splits in turn; a split
+    costs its keys, and SPLIT_COST for what it begins and ends with; a request takes `request_programs` programs at a
+    time. Of equally good lengths the shortest.
     """
     levels = tl.arange(0, LEVELS)
     widths = tl.where(levels == LEVELS - 1, WHOLE, SPLIT_BASE << levels)

@@ -77,20 +77,19 @@ class Ours:
         """What the plan kernels write for this case, by their rules (optimized/kernels/plan.py).
 
         Items of the prefill and decode lists, the most splits of one request, splits of which no row sees a key,
-        rows whose partial results are merged, rows of partial results, keys of a split, and how often the shortest
-        split was doubled because the partial results did not fit; the most tokens of a request of the decode list.
+        rows whose partial results are merged, rows of partial results, keys of a split, and how many doublings of
+        the shortest split that is; the most tokens of a request of the decode list.
         """
-        from ...optimized.tuning import latent_programs, plan_limits, plan_programs
+        from ...optimized.tuning import plan_limits, plan_programs, request_programs
 
         if case.spec.operation not in ATTENTION_OPERATIONS:
             return {}
         limits, window = plan_limits(), case.spec.sliding_window
         live = [(n, keys) for n, keys in zip(case.batch.query_lens, case.batch.seq_lens, strict=True) if n]
         short = [(n, keys) for n, keys in live if n <= limits.decode_tokens]
-        heads = case.spec.num_query_heads
-        request_programs = {"attention": case.spec.num_kv_heads, "mla_attention": latent_programs(heads)}
-        share = request_programs.get(case.spec.operation, heads), plan_programs(DEVICE)
-        split_keys = _split_keys(short, limits, *share)
+        heads = {"num_query_heads": case.spec.num_query_heads, "num_kv_heads": case.spec.num_kv_heads}
+        share = request_programs(case.spec.operation, **heads)
+        split_keys = _split_keys(short, limits, share, plan_programs(DEVICE))
         splits = [(n, keys, max(1, -(-keys // split_keys))) for n, keys in short]
         divided = [(n, keys, count) for n, keys, count in splits if count > 1]
         first_keys = (0 if window is None else max(0, keys - n - window + 1) for n, keys, _ in divided)

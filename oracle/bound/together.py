@@ -52,7 +52,10 @@ class Own:
 
 @dataclass(frozen=True)
 class Part:
-    """What the reference is asked at once. With `own`, of scales, slopes and sinks only that there are any counts."""
+    """What the reference is asked at once.
+
+    With `own`, `arguments` say only whether there are scales, slopes and sinks; their values are `own`'s.
+    """
 
     arguments: dict[str, Any]
     own: Own | None = None

@@ -53,10 +53,11 @@ MUTANTS = (
     Mutant(
         "stale_plan",
         "plan.py",
-        '    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, *plan.tensors)\n    return plan\n',
+        '    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)\n'
+        "    return plan\n",
         "    global _first\n"
         "    if _first is None or _first.offsets.shape != plan.offsets.shape:\n"
-        '        operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, *plan.tensors)\n'
+        '        operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)\n'
         "        _first = plan\n"
         "    return _first\n\n\n"
         "_first = None\n",

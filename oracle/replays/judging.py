@@ -31,8 +31,9 @@ class Judgement:
 def judge_replays(case: Case, candidate: Candidate, contract: NumericContract, device: torch.device) -> Judgement:
     """Run the case's steps in its mode. Raises CandidateError for what the candidate raises.
 
-    After every replay the outputs are held to the reference and to the bits of a plain call on buffers of the same
-    size, the caches and everything else to what they should hold, bit for bit. What is wrong in a plain call as well
+    After every replay the outputs are held to the bits of a plain call on buffers of the same size, the caches and
+    everything else to what they should hold, bit for bit; to the reference they are held for many steps at once
+    (`answers.py`). What is wrong in a plain call as well
     is reported as what it is there; what only a replay does is `replay-differs`.
     """
     contracts = [contract]

@@ -1,4 +1,4 @@
-"""The replays of one case: captured on one step, judged after each of several others."""
+"""The replays of one case: captured on one step, looked at after each of several others, judged together."""
 
 from __future__ import annotations
 

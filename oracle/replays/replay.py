@@ -14,7 +14,7 @@ from .sequence import Step
 class Replay:
     """A step, and in what it ran."""
 
-    number: int  # of those before it
+    number: int  # how many ran before it
     step: Step
     last: Step  # what the buffers held before
     taken: Captured
