@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from pageproof.optimized.interpreter import INTERPRETED
 from pageproof.oracle import BatchShape, Case, Spec
 from pageproof.oracle.building.tensors import build
 
@@ -22,6 +23,8 @@ MIXED = BatchShape(query_lens=(1, 20, 4, 0), seq_lens=(33, 20, 50, 0), padding_t
 ALIKE = BatchShape(query_lens=(20, 20), seq_lens=(20, 20))
 PLAIN = Spec(dtype="float16", head_size=32, head_size_v=32)
 MLA = Spec(operation="mla_attention", dtype="float16", num_kv_heads=1, group_size=4, head_size=32, rope_head_size=16)
+
+INTERPRETED_ONLY = pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here, and these tensors on a CPU")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +59,7 @@ def answer(peer: str, case: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("rules", [{}, {"sliding_window": 5}, {"softcap": 3.0}], ids=str)
 @pytest.mark.parametrize(
     ("peer", "batch"),
-    [("flashinfer-decode", DECODES), ("flashinfer-fa2", MIXED), ("flashinfer-fa3", MIXED), ("ours", MIXED)],
+    [("flashinfer-decode", DECODES), ("flashinfer-fa2", MIXED), ("flashinfer-fa3", MIXED), pytest.param("ours", MIXED, marks=INTERPRETED_ONLY)],
 )
 def test_a_peer_is_told_the_batch_and_the_rules(peer: str, batch: BatchShape, rules: dict[str, Any]) -> None:
     verdict = answer(peer, Case(spec=spec(**rules), batch=batch, poison=""))
@@ -69,7 +72,7 @@ def test_a_peer_is_told_the_scales(peer: str) -> None:
     assert answer(peer, Case(spec=quantised, batch=DECODES, poison=""))["agrees"]
 
 
-@pytest.mark.parametrize("peer", ["flashinfer-fa2", "flashinfer-fa3", "ours"])
+@pytest.mark.parametrize("peer", ["flashinfer-fa2", "flashinfer-fa3", pytest.param("ours", marks=INTERPRETED_ONLY)])
 def test_a_peer_is_told_the_latent_rows(peer: str) -> None:
     assert answer(peer, Case(spec=MLA, batch=MIXED, poison=""))["agrees"]
 
