@@ -59,7 +59,12 @@ def answer(peer: str, case: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("rules", [{}, {"sliding_window": 5}, {"softcap": 3.0}], ids=str)
 @pytest.mark.parametrize(
     ("peer", "batch"),
-    [("flashinfer-decode", DECODES), ("flashinfer-fa2", MIXED), ("flashinfer-fa3", MIXED), pytest.param("ours", MIXED, marks=INTERPRETED_ONLY)],
+    [
+        ("flashinfer-decode", DECODES),
+        ("flashinfer-fa2", MIXED),
+        ("flashinfer-fa3", MIXED),
+        pytest.param("ours", MIXED, marks=INTERPRETED_ONLY),
+    ],
 )
 def test_a_peer_is_told_the_batch_and_the_rules(peer: str, batch: BatchShape, rules: dict[str, Any]) -> None:
     verdict = answer(peer, Case(spec=spec(**rules), batch=batch, poison=""))
