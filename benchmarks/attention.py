@@ -3,6 +3,7 @@
     PYTHONPATH=tests/checkout:PEERS python benchmarks/attention.py [--section decode,prefill,mixed,mla,update,...]
         [--rows NAME...] [--peers vllm,flashinfer-fa3,...] [--kernels-only] [--dtypes bfloat16,float16]
         [--kv-dtypes same,float8_e4m3fn] [--pages 16,64,128] [--json FILE] [--plot FILE.png] [--seconds 500]
+        [--build-only] [--tiny]
 
 Every implementation is captured in a graph and its first replay judged by the oracle's bound; then all are replayed in
 turns, with cold caches. A peer that is not installed, does not offer a row or fails on it has a line that says so; one

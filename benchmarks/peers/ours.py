@@ -19,14 +19,14 @@ WIDEST = {"cuda": (8192, 256), "cpu": (64, 8)}  # tokens and requests of the one
 
 def with_plan_given(problem: Problem) -> Prepared:
     """The attention of one layer: its plan was made before, once for all layers."""
-    plan = _planned(problem.arguments["batch"], problem)
+    plan = _planned(problem)
     operation = getattr(optimized, problem.case.spec.operation)
 
     def work() -> None:
         operation(**problem.arguments, plan=plan)
 
     def make_plan() -> None:
-        _planned(problem.arguments["batch"], problem)
+        _planned(problem)
 
     return _prepared(problem, work, dict(problem.outputs), make_plan)
 
@@ -36,7 +36,7 @@ def planning_itself(problem: Problem) -> Prepared:
     operation = getattr(optimized, problem.case.spec.operation)
 
     def work() -> None:
-        operation(**problem.arguments, plan=_planned(problem.arguments["batch"], problem))
+        operation(**problem.arguments, plan=_planned(problem))
 
     return _prepared(problem, work, dict(problem.outputs))
 
@@ -83,8 +83,9 @@ def _prepared(problem: Problem, work: Any, outputs: dict[str, Tensor], plan: Any
     return Prepared(work=work, outputs=outputs, contract=find("ours").contract(problem.case), plan=plan)
 
 
-def _planned(batch: optimized.Batch, problem: Problem) -> optimized.Plan:
+def _planned(problem: Problem) -> optimized.Plan:
     """For everything that the buffers hold, and not only for the batch that lies in them."""
+    batch = problem.arguments["batch"]
     keys = batch.max_blocks * problem.case.spec.block_size
     capacity = problem.case.batch.num_tokens, batch.num_requests, keys
     return optimized.make_plan(batch, capacity, request_programs=_programs_of(problem))
