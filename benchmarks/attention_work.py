@@ -79,6 +79,7 @@ def figures(us: float, work: Work, ceilings: Ceilings) -> dict[str, float]:
         "gbps": work.bytes / us / 1e3,
         "tflops": work.flops / us / 1e6,
         "of_ceiling": floor / us,
+        "ns_per_kpair": us * 1e6 / work.pairs if work.pairs else 0.0,
     }
 
 
