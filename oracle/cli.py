@@ -13,10 +13,11 @@ from typing import NoReturn
 from . import campaign
 from .adapters import TARGETS, find
 from .campaign import progress, report
+from .campaign.asking import load_judge
 from .campaign.findings import Stage
 from .campaign.shrinker import stage_of
 from .campaign.summary import JUDGE, Options
-from .campaign.worker import load_judge, refuse_drift
+from .campaign.worker import refuse_drift
 from .case import MODES, Case
 from .case_rules import why_invalid
 from .environment import DEVICES, NoDevice, Unusable, choose_device, set_variables

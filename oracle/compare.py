@@ -15,9 +15,11 @@ the narrower bounds of `bound/statistics.py`, and the z scores of rows and of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ _SMALLEST = 2.0**-1000  # stands for a bound of 0: no difference of two outputs 
 class _Errors:
     """How far one output is off, on its own device, and one number that says whether to look closer."""
 
-    largest: Tensor  # float64 scalar: at most 1 if every element agrees; above, or NaN, where it is not that simple
+    ratio: Tensor  # float64: at most 1 where an element agrees; above, or NaN, where it is not that simple
     error: Tensor | None = None  # float64: |actual - expected|; None for pools, which are compared bit by bit
 
 
@@ -57,19 +59,41 @@ class _Difference:
 
 
 @torch.no_grad()
-def ratios_if_right(actual: dict[str, Tensor], expected: Expected) -> Ratios | None:
-    """The ratios of `compare` if it finds nothing wrong, also of several cases together; None: it has to be asked.
+def ratios_by_case(actual: dict[str, Tensor], expected: Expected, num_tokens: Sequence[int]) -> list[Ratios | None]:
+    """Of cases whose rows lie one after the other: the ratios of `compare` if it would find nothing wrong.
 
-    One small tensor goes from the device to the host, and nothing else.
+    None: that case has to be looked at alone. num_tokens: the rows of each. One small tensor goes from the device to
+    the host, and nothing else.
     """
     if any(_form(name, actual, expected) for name in expected.values):
-        return None
+        return [None] * len(num_tokens)
     errors = {name: _errors(actual[name], expected, name) for name in expected.values}
     scores = {} if expected.statistics is None else _scores(errors, expected.statistics)
-    ratios, largest = _summary(errors, scores)
-    if all(ratio <= 1 for ratio in ratios.values()) and all(largest[check] <= LIMITS[check[1]] for check in largest):
-        return _named(ratios, largest)
-    return None
+    found = _largest_by_case([*(output.ratio for output in errors.values()), *scores.values()], num_tokens)
+    return [
+        _if_right(dict(zip(errors, case, strict=False)), dict(zip(scores, case[len(errors) :], strict=True)))
+        for case in found
+    ]
+
+
+def _if_right(ratios: dict[str, float], largest: dict[Check, float]) -> Ratios | None:
+    right = all(ratio <= 1 for ratio in ratios.values()) and all(
+        largest[check] <= LIMITS[check[1]] for check in largest
+    )
+    return _named(ratios, largest) if right else None
+
+
+def _largest_by_case(ratios: Sequence[Tensor], num_tokens: Sequence[int]) -> list[list[float]]:
+    """Of each case the largest of each; NaN as infinity. Those of one dimension have a number for each case already."""
+    if sum(num_tokens) == 0:
+        return [[0.0] * len(ratios) for _ in num_tokens]
+    rows = torch.stack([each.flatten(1).amax(dim=1) for each in ratios if each.dim() > 1]).nan_to_num_(nan=torch.inf)
+    case_of_row = torch.from_numpy(np.repeat(np.arange(len(num_tokens)), num_tokens)).to(rows.device, non_blocking=True)
+    cases = rows.new_zeros(len(rows), len(num_tokens))
+    of_rows = iter(cases.scatter_reduce_(1, case_of_row.expand_as(rows), rows, "amax"))
+    found = torch.stack([next(of_rows) if each.dim() > 1 else each for each in ratios])
+    numbers: list[list[float]] = found.T.tolist()
+    return numbers
 
 
 @torch.no_grad()
@@ -152,10 +176,10 @@ def _errors(actual: Tensor, expected: Expected, name: str) -> _Errors:
     value = expected.values[name]
     if expected.exact:
         integers = INTEGERS[actual.element_size()]
-        return _Errors(largest=2.0 * (actual.view(integers) != value.view(integers)).any().double())
+        return _Errors(ratio=2.0 * (actual.view(integers) != value.view(integers)).any().double())
     wide = actual.double()
     error = (wide - value).abs_().masked_fill_(wide == value, 0.0)  # equal infinities would give NaN
-    return _Errors(largest=_largest(error / expected.bounds[name].clamp(min=_SMALLEST)), error=error)
+    return _Errors(ratio=error / expected.bounds[name].clamp(min=_SMALLEST), error=error)
 
 
 def _difference(actual: Tensor, expected: Expected, name: str) -> _Difference:
@@ -175,7 +199,7 @@ def _difference(actual: Tensor, expected: Expected, name: str) -> _Difference:
 
 def _summary(errors: dict[str, _Errors], scores: dict[Check, Tensor]) -> tuple[dict[str, float], dict[Check, float]]:
     """The largest ratio of each output, and the largest of each score, in one transfer."""
-    numbers = [output.largest for output in errors.values()] + [_largest(score) for score in scores.values()]
+    numbers = [_largest(found) for found in (*(output.ratio for output in errors.values()), *scores.values())]
     found = torch.stack(numbers).tolist() if numbers else []
     ratios = dict(zip(errors, found[: len(errors)], strict=True))
     return ratios, dict(zip(scores, found[len(errors) :], strict=True))

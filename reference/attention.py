@@ -106,7 +106,7 @@ def answer(rows: Rows, rules: Rules) -> Answer:
 def logits(rows: Rows, rules: Rules) -> Scores:
     """Scores in the contract's order: scale, softcap, ALiBi, query bias, visibility."""
     x = rules.softmax_scale * dot(rows.q, rows.k)
-    y = x if rules.softcap is None else rules.softcap * torch.tanh(x / rules.softcap)
+    y = x if rows.softcap is None else rows.softcap * torch.tanh(x / rows.softcap)
     bias = None if rows.query_bias is None else rows.query_bias[:, None, None].expand_as(y)
     if rows.alibi_slopes is not None:
         slopes = rows.alibi_slopes.double().unflatten(-1, x.shape[1:3])

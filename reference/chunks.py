@@ -30,12 +30,22 @@ class Request:
     first_token: int  # its first row in q and out
     query_len: int
     seq_len: int
+    rules: Rules  # those of the operation, but for windows: problems that are put together may differ in them
 
-    def keys_of(self, first_row: int, num_rows: int, rules: Rules) -> tuple[int, int]:
+    def keys_of(self, first_row: int, num_rows: int) -> tuple[int, int]:
         """The range of keys that these rows, cut to the request's own, may see."""
         start = self.seq_len - self.query_len
         last_row = min(first_row + num_rows, self.query_len) - 1
-        return key_range(start + first_row, start + last_row, self.seq_len, rules)
+        return key_range(start + first_row, start + last_row, self.seq_len, self.rules)
+
+    def span(self, num_rows: int) -> int:
+        """The most keys that any `num_rows` consecutive rows may see, and 1 where there is none."""
+        start, stop = self.keys_of(0, self.query_len)
+        span = stop - start
+        right = 0 if self.rules.causal else self.rules.right_window
+        if self.rules.sliding_window is not None and right is not None:
+            span = min(span, num_rows - 1 + self.rules.sliding_window + right)
+        return max(1, span)
 
 
 @dataclass(frozen=True)
@@ -67,34 +77,34 @@ def costs(num_query_heads: int, key_width: int, device: torch.device) -> Costs:
     return Costs(num_query_heads, key_width, BUDGET[kind], TRIVIAL[kind])
 
 
-def plan_chunks(batch: Batch, rules: Rules, cost: Costs) -> Iterator[ChunkPlan]:
+def plan_chunks(requests: Sequence[Request], cost: Costs) -> Iterator[ChunkPlan]:
     """Chunks that hold every row of every request exactly once."""
-    for group in _groups(_requests(batch), rules, cost):
+    for group in _groups(requests, cost):
         longest = max(request.query_len for request in group)
         num_rows = longest
-        while num_rows > 1 and _group_cost(group, num_rows, rules, cost) > cost.budget:
+        while num_rows > 1 and _group_cost(group, num_rows, cost) > cost.budget:
             num_rows = (num_rows + 1) // 2
         for first_row in range(0, longest, num_rows):
-            yield _chunk(group, first_row, min(num_rows, longest - first_row), rules)
+            yield _chunk(group, first_row, min(num_rows, longest - first_row))
 
 
-def _requests(batch: Batch) -> list[Request]:
+def read_requests(batch: Batch, rules: Rules) -> list[Request]:
+    """The requests of a batch, whose lengths lie on the device; it is waited for."""
     lengths = torch.cat((batch.cu_seqlens_q, batch.seq_lens)).tolist()  # one transfer
     starts, seq_lens = lengths[: batch.num_requests + 1], lengths[batch.num_requests + 1 :]
     requests = zip(pairwise(starts), seq_lens, strict=True)
     return [
-        Request(index, start, stop - start, seq_len)
-        for index, ((start, stop), seq_len) in enumerate(requests)
-        if stop > start
+        Request(index, start, stop - start, seq_len, rules) for index, ((start, stop), seq_len) in enumerate(requests)
     ]
 
 
-def _groups(requests: Sequence[Request], rules: Rules, cost: Costs) -> Iterator[list[Request]]:
+def _groups(requests: Sequence[Request], cost: Costs) -> Iterator[list[Request]]:
     """Neighbours in size, as long as padding them to one rectangle at most doubles the work."""
-    spans = {request.index: _span(request, request.query_len, rules) for request in requests}
+    live = [request for request in requests if request.query_len > 0]
+    spans = {request.index: request.span(request.query_len) for request in live}
     group: list[Request] = []
     rows = keys = exact = 0
-    for request in sorted(requests, key=lambda item: (item.query_len, spans[item.index])):
+    for request in sorted(live, key=lambda item: (item.query_len, spans[item.index])):
         span = spans[request.index]
         wider_rows, wider_keys = max(rows, request.query_len), max(keys, span)
         wider_exact = exact + cost.padded(1, request.query_len, span)
@@ -109,23 +119,13 @@ def _groups(requests: Sequence[Request], rules: Rules, cost: Costs) -> Iterator[
         yield group
 
 
-def _span(request: Request, num_rows: int, rules: Rules) -> int:
-    """The most keys that any `num_rows` consecutive rows of the request may see, and 1 where there is none."""
-    start, stop = request.keys_of(0, request.query_len, rules)
-    span = stop - start
-    right = 0 if rules.causal else rules.right_window
-    if rules.sliding_window is not None and right is not None:
-        span = min(span, num_rows - 1 + rules.sliding_window + right)
-    return max(1, span)
+def _group_cost(group: Sequence[Request], num_rows: int, cost: Costs) -> int:
+    return cost.padded(len(group), num_rows, max(request.span(num_rows) for request in group))
 
 
-def _group_cost(group: Sequence[Request], num_rows: int, rules: Rules, cost: Costs) -> int:
-    return cost.padded(len(group), num_rows, max(_span(request, num_rows, rules) for request in group))
-
-
-def _chunk(group: Sequence[Request], first_row: int, num_rows: int, rules: Rules) -> ChunkPlan:
+def _chunk(group: Sequence[Request], first_row: int, num_rows: int) -> ChunkPlan:
     members = [request for request in group if request.query_len > first_row]
-    ranges = [request.keys_of(first_row, num_rows, rules) for request in members]
+    ranges = [request.keys_of(first_row, num_rows) for request in members]
     return ChunkPlan(
         requests=tuple(members),
         first_keys=tuple(start for start, _ in ranges),

@@ -7,13 +7,14 @@ has moved to the query: one kv head whose key is the whole row and whose value i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .attention import Answer, answer, collect
+from .chunks import Request
 from .problem import Batch, Rules, Scales
 from .rows import Rows, as_bytes, row_groups
 from .validation import check_batch_values, check_mla_attention, check_mla_attention_decompressed
@@ -124,15 +125,18 @@ def latent_rows(
     rules: Rules,
     scales: Scales | None,
     key_width: int | None = None,
+    requests: Sequence[Request] | None = None,
 ) -> Iterator[Rows]:
     """Rows with one kv head: q = [q_nope | q_pe], k the cache's whole row, v its first kv_lora_rank elements.
 
-    Before absorption q is not comparable with that k; `decompress` makes it so. key_width as in `row_groups`.
+    Before absorption q is not comparable with that k; `decompress` makes it so. key_width and
+    requests as in `row_groups`.
     """
     q = torch.cat((as_bytes(q_nope), as_bytes(q_pe)), dim=2).view(q_nope.dtype)
     cache = latent_cache[:, :, None, :]
     row_scales = None if scales is None else Scales(q=scales.q, k=scales.k, v=scales.k)
-    return row_groups(q, cache, cache[..., :kv_lora_rank], batch, rules, row_scales, key_width=key_width)
+    values = cache[..., :kv_lora_rank]
+    return row_groups(q, cache, values, batch, rules, row_scales, key_width=key_width, requests=requests)
 
 
 def decompress(rows: Rows, w_uk: Tensor, w_uv: Tensor) -> Rows:

@@ -6,16 +6,16 @@ the key, and what the cache holds elsewhere, NaN as well, is replaced by 0 befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .chunks import ChunkPlan, Costs, costs, plan_chunks
+from .chunks import ChunkPlan, Costs, Request, costs, plan_chunks, read_requests
 from .problem import FLOAT8, Batch, Rules, Scales
-from .visibility import visible_keys
+from .visibility import Limits, visible_keys
 
 NO_SCALES = Scales()
 
@@ -52,9 +52,10 @@ class Places:
 class Rows(Places):
     """The same with the values, scales multiplied in (exactly: a float8 times a float32 fits a float64).
 
-    And with the slopes and sinks of their heads, which requests that are put together from several steps differ in.
+    And with rules that the requests of several problems, put together, differ in.
     """
 
+    softcap: float | Tensor | None  # or [G, 1, 1, 1, 1] float64
     alibi_slopes: Tensor | None  # [num_query_heads], or [G, num_query_heads] where requests differ in them
     sinks: Tensor | None  # likewise
     q: Tensor  # [G, T, num_kv_heads, group_size, D] float64; 0 in rows that see nothing
@@ -81,18 +82,22 @@ def row_groups(
     scales: Scales | None = None,
     *,
     key_width: int | None = None,
+    requests: Sequence[Request] | None = None,
 ) -> Iterator[Rows]:
     """Every row of every request once; shapes as `attention` takes them, in any float dtype, already checked.
 
-    key_width: float64 elements that one key will take, where that is more than what is gathered here.
+    key_width: float64 elements that one key will take, where that is more than what is gathered here;
+    requests: the batch's, where the host knows them.
     """
     scales = scales or NO_SCALES
     num_blocks, block_size, num_kv_heads, _ = k_cache.shape
     key_width = key_width or num_kv_heads * (k_cache.shape[3] + v_cache.shape[3])
-    for places in place_groups(batch, rules, q.shape[0], costs(q.shape[1], key_width, q.device)):
+    cost = costs(q.shape[1], key_width, q.device)
+    for places in place_groups(batch, rules, q.shape[0], cost, requests):
         slots = _slots(places, batch, num_blocks, block_size)
         yield Rows(
             **vars(places),
+            softcap=rules.softcap,
             alibi_slopes=rules.alibi_slopes,
             sinks=rules.sinks,
             q=_gather_queries(q, places, num_kv_heads, scales.q),
@@ -101,9 +106,11 @@ def row_groups(
         )
 
 
-def place_groups(batch: Batch, rules: Rules, num_tokens: int, cost: Costs) -> Iterator[Places]:
+def place_groups(
+    batch: Batch, rules: Rules, num_tokens: int, cost: Costs, requests: Sequence[Request] | None = None
+) -> Iterator[Places]:
     """The indices of every row once, without a look at q or a cache."""
-    for plan in plan_chunks(batch, rules, cost):
+    for plan in plan_chunks(read_requests(batch, rules) if requests is None else requests, cost):
         yield _place(plan, batch, rules, num_tokens)
 
 
@@ -113,23 +120,33 @@ def per_head(scale: Tensor | None) -> Tensor | None:
 
 
 def _place(plan: ChunkPlan, batch: Batch, rules: Rules, num_tokens: int) -> Places:
-    members = [(each.index, each.first_token, each.query_len, each.seq_len) for each in plan.requests]
-    columns = [*zip(*members, strict=True), plan.first_keys]
-    lengths = torch.tensor(columns, dtype=torch.int64, device=batch.device)  # [5, G], in one transfer
-    requests, first_tokens, query_lens, seq_lens, first_keys = lengths[:, :, None]
+    columns = [*zip(*(_numbers(request) for request in plan.requests), strict=True), plan.first_keys]
+    sent = torch.tensor(columns, dtype=torch.int64, device=batch.device)  # [7, G], in one transfer
+    requests, first_tokens, query_lens, seq_lens, sliding_windows, right_windows, first_keys = sent[:, :, None]
     rows = torch.arange(plan.first_row, plan.first_row + plan.num_rows, device=batch.device)
     valid = rows < query_lens
     contexts = seq_lens - query_lens
     positions = contexts + rows
     keys = first_keys + torch.arange(plan.num_keys, device=batch.device)
     tokens = torch.where(valid, first_tokens + rows, num_tokens)
-    visible = visible_keys(positions, keys, seq_lens[:, 0], rules) & valid[:, :, None]
+    limits = Limits(
+        seq_lens,
+        sliding_windows=None if rules.sliding_window is None else sliding_windows,
+        right_windows=None if rules.right_window is None else right_windows,
+    )
+    visible = visible_keys(positions, keys, limits, causal=rules.causal) & valid[:, :, None]
     query_bias = None
     if rules.query_bias is not None and rules.query_bias.shape[1] > 0:
         query_bias = _gather_query_bias(rules.query_bias, tokens, keys - contexts, visible)
         visible = visible & (query_bias != -torch.inf)
         query_bias = torch.where(visible, query_bias, 0.0)
     return Places(requests[:, 0], tokens, valid, positions, keys, visible, query_bias)
+
+
+def _numbers(request: Request) -> tuple[int, ...]:
+    rules = request.rules
+    windows = rules.sliding_window or 0, rules.right_window or 0
+    return request.index, request.first_token, request.query_len, request.seq_len, *windows
 
 
 def _gather_query_bias(query_bias: Tensor, tokens: Tensor, new_keys: Tensor, visible: Tensor) -> Tensor:

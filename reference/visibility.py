@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from .problem import Rules
 
 
-def visible_keys(positions: Tensor, keys: Tensor, seq_lens: Tensor, rules: Rules) -> Tensor:
+@dataclass(frozen=True)
+class Limits:
+    """What ends the keys that requests see, [G, 1] int64 each; None where the rules have no such window."""
+
+    seq_lens: Tensor
+    sliding_windows: Tensor | None
+    right_windows: Tensor | None
+
+
+def visible_keys(positions: Tensor, keys: Tensor, limits: Limits, *, causal: bool) -> Tensor:
     """Whether the token at each position may see each key, before the query bias hides more.
 
-    positions [G, T] and keys [G, L], of at least 0, are int64, seq_lens [G]; the answer is [G, T, L] bool.
+    positions [G, T] and keys [G, L], of at least 0, are int64; the answer is [G, T, L] bool.
     """
     p = positions[:, :, None]
     j = keys[:, None, :]
-    visible = (j < seq_lens[:, None, None]).expand(-1, positions.shape[1], -1)
-    if rules.causal:
+    visible = (j < limits.seq_lens[:, None]).expand(-1, positions.shape[1], -1)
+    if causal:
         visible = visible & (j <= p)
-    if rules.sliding_window is not None:
-        visible = visible & (p - j < rules.sliding_window)
-    if rules.right_window is not None:
-        visible = visible & (j - p <= rules.right_window)
+    if limits.sliding_windows is not None:
+        visible = visible & (p - j < limits.sliding_windows[:, None])
+    if limits.right_windows is not None:
+        visible = visible & (j - p <= limits.right_windows[:, None])
     return visible
 
 

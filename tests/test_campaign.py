@@ -15,6 +15,7 @@ import torch
 from pageproof.oracle import campaign
 from pageproof.oracle.building import pinned
 from pageproof.oracle.campaign import Options, Summary, report, worker
+from pageproof.oracle.campaign.asking import OUT_OF_MEMORY, Asking
 from pageproof.oracle.campaign.controller import DEATHS_PER_GROUP, FRUITLESS_DEATHS, Controller
 from pageproof.oracle.campaign.findings import Failure, Findings
 from pageproof.oracle.campaign.lengths import INTERPRETED
@@ -131,7 +132,8 @@ class DeadWorker:
 
     def __init__(self, case: Case | None, task: Assignment | None) -> None:
         self.case_at_work, self.task = case, task
-        self.connection, self.clock, self.position, self.overdue = self, [0.0, 1.0], 0, False
+        self.connection, self.clock, self.overdue = self, [0.0, 1.0], False
+        self.position, self.ahead = 0, frozenset({2})
 
     def recv(self) -> object:
         raise EOFError
@@ -162,6 +164,7 @@ def test_a_group_that_costs_too_many_workers_is_left(tmp_path: Path) -> None:
         if deaths < DEATHS_PER_GROUP:
             task = made.resumed.popleft()
             assert task.deaths == deaths
+            assert task.skip == {1, 2}  # the case that it died of, and one that was judged before its turn
     assert (made.summary.abandoned, len(made.resumed)) == (1, 0)
     assert made.summary.tally.outcomes == {"crashed": DEATHS_PER_GROUP}  # every one of them is a finding's case
     (finding,) = made.summary.findings
@@ -177,14 +180,15 @@ def test_workers_that_keep_ending_outside_of_any_case_end_the_campaign(tmp_path:
         made._hear(DeadWorker(None, None))  # type: ignore[arg-type]
 
 
-def a_worker(folder: Path, judge: Callable[..., Verdict]) -> worker._Worker:
-    setup = Setup(number=0, target="campaign_helpers:Fake", device="cpu", judge=JUDGE, inflight=folder / "inflight")
-    made = worker._Worker(None, setup, [0.0, 0.0])  # type: ignore[arg-type]
-    made.judge = judge
-    return made
+def a_setup(folder: Path) -> Setup:
+    return Setup(number=0, target="campaign_helpers:Fake", device="cpu", judge=JUDGE, inflight=folder / "inflight")
 
 
-def test_a_case_without_device_memory_is_tried_again_and_then_not_judged(tmp_path: Path) -> None:
+def asking(judge: Callable[..., Verdict]) -> Asking:
+    return Asking(candidate=helpers.Fake(), target="campaign_helpers:Fake", device=torch.device("cpu"), judge=judge)
+
+
+def test_a_case_without_device_memory_is_tried_again_and_then_not_judged() -> None:
     failures = 0
 
     def judge(case: Case, candidate: helpers.Fake, device: object) -> Verdict:
@@ -194,13 +198,13 @@ def test_a_case_without_device_memory_is_tried_again_and_then_not_judged(tmp_pat
         failures -= 1
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    made = a_worker(tmp_path, judge)
+    made = asking(judge)
     failures = 1
-    assert made._verdict(PLAIN).outcome is Outcome.AGREES
+    assert made.alone(PLAIN).outcome is Outcome.AGREES
     failures = 2
-    verdict = made._verdict(PLAIN)
+    verdict = made.alone(PLAIN)
     assert (verdict.outcome, verdict.failed, failures) == (Outcome.NOT_JUDGED, False, 0)
-    assert verdict.reason == f"{worker.OUT_OF_MEMORY} (the oracle's request)"
+    assert verdict.reason == f"{OUT_OF_MEMORY} (the oracle's request)"
     tally = Tally()
     tally.add(verdict, MODEL)
     assert (tally.cases, tally.declined, tally.not_judged) == (0, {}, {verdict.reason: 1})
@@ -208,23 +212,23 @@ def test_a_case_without_device_memory_is_tried_again_and_then_not_judged(tmp_pat
 
 @pytest.mark.parametrize("words", ["torch.OutOfMemoryError: CUDA", "Triton Error [CUDA]: out of memory"])
 def test_a_candidate_without_device_memory_is_excused_only_by_a_full_device(
-    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash = Verdict(outcome=Outcome.CRASHED, case=PLAIN, candidate="fake", reason=words)
-    made = a_worker(tmp_path, lambda *_: crash)
-    assert made._verdict(PLAIN).outcome is Outcome.CRASHED  # on a CPU, or on a device with room, it is a finding
-    monkeypatch.setattr(made, "_device_is_full", lambda: True)
-    verdict = made._verdict(PLAIN)
+    made = asking(lambda *_: crash)
+    assert made.alone(PLAIN).outcome is Outcome.CRASHED  # on a CPU, or on a device with room, it is a finding
+    monkeypatch.setattr(Asking, "_device_is_full", lambda _: True)
+    verdict = made.alone(PLAIN)
     assert verdict.outcome is Outcome.NOT_JUDGED
-    assert verdict.reason == f"{worker.OUT_OF_MEMORY} (the candidate's request)"
+    assert verdict.reason == f"{OUT_OF_MEMORY} (the candidate's request)"
     other = replace(crash, reason="something else")
-    assert a_worker(tmp_path, lambda *_: other)._verdict(PLAIN).outcome is Outcome.CRASHED
+    assert asking(lambda *_: other).alone(PLAIN).outcome is Outcome.CRASHED
 
 
 def test_a_worker_refuses_where_cases_have_other_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pinned.DIGESTS, "plain", "other bits")
     with pytest.raises(Unusable, match="cases are not the same here as everywhere: case 'plain'"):
-        a_worker(tmp_path, helpers.agreeing)
+        worker._Worker(None, a_setup(tmp_path), [0.0, 0.0])  # type: ignore[arg-type]
 
 
 def failure(**spec: object) -> Failure:

@@ -57,7 +57,7 @@ def plan(query_lens: list[int], seq_lens: list[int], window: int | None, budget:
     starts = torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0).int()
     batch = Batch(starts, torch.tensor(seq_lens, dtype=torch.int32), torch.zeros(len(query_lens), 1, dtype=torch.int32))
     rules = replace(draw(0).rules, causal=True, sliding_window=window, right_window=None, query_bias=None)
-    return list(chunks.plan_chunks(batch, rules, chunks.Costs(8, 256, budget, budget // 64)))
+    return list(chunks.plan_chunks(chunks.read_requests(batch, rules), chunks.Costs(8, 256, budget, budget // 64)))
 
 
 def test_every_chunk_keeps_to_the_budget_and_every_row_occurs_once() -> None:

@@ -83,8 +83,10 @@ def test_a_worker_that_loses_its_device_over_a_case_says_so_and_ends(
     said: list[Any] = []
     ended: list[int] = []
     made = worker._Worker(SimpleNamespace(send=said.append), setup, [0.0, 0.0])  # type: ignore[arg-type]
-    made.judge = lambda case, *_: Verdict(outcome=Outcome.CRASHED, case=case, candidate="fake", reason="illegal access")
-    monkeypatch.setattr(made, "_device_is_lost", lambda: lost)
+    made.asking.judge = lambda case, *_: Verdict(
+        outcome=Outcome.CRASHED, case=case, candidate="fake", reason="illegal access"
+    )
+    monkeypatch.setattr(type(made.asking), "device_is_lost", lambda _: lost)
     monkeypatch.setattr("os._exit", ended.append)
     made.attempt(Trial(number=1, case=PLAIN))
     made.run(Assignment(group=Group(seed=0, index=0, given=(PLAIN,))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from pageproof.oracle.building.problem import Problem
 from pageproof.oracle.building.tensors import build
 from pageproof.oracle.candidate import NumericContract
 from pageproof.oracle.case import FLOAT8
-from pageproof.oracle.compare import compare, ratios_if_right
+from pageproof.oracle.compare import compare, ratios_by_case
 from pageproof.oracle.execution.eager import run
 from pageproof.oracle.replays.sequence import steps_of
 
@@ -127,22 +128,25 @@ def test_nothing_is_changed() -> None:
 LONG = BatchShape(query_lens=(1, 40, 0, 3), seq_lens=(33, 400, 0, 60))
 
 
-def test_ratios_of_several_cases_are_the_largest_of_each() -> None:
+def test_every_case_has_the_ratios_that_it_has_alone() -> None:
     problems = problems_of(Case(spec=replace(SPEC, head_size_v=64), batch=LONG, mode="full"))
     outputs = [run(Reference(), problem) for problem in problems]
     whole = evaluate_together(problems, CONTRACT, generic=True)
-    wanted: dict[str, float] = {}
-    for problem, actual in zip(problems, outputs, strict=True):
-        mismatches, ratios = compare(actual, evaluate(problem, CONTRACT), problem)
-        assert not mismatches
-        wanted.update({name: max(ratio, wanted.get(name, 0.0)) for name, ratio in ratios})
+    num_tokens = [problem.case.batch.num_tokens for problem in problems]
     joined = {name: torch.cat([actual[name] for actual in outputs]) for name in ("out", "lse")}
-    found = ratios_if_right(joined, whole)
-    assert found is not None
-    assert dict(found) == pytest.approx(wanted, rel=1e-6)
-    assert wanted["out case z"] > 0
-    joined["lse"][joined["lse"].isfinite().nonzero()[-1].unbind()] += 1.0
-    assert ratios_if_right(joined, whole) is None
+    found = ratios_by_case(joined, whole, num_tokens)
+    for problem, actual, ratios in zip(problems, outputs, found, strict=True):
+        mismatches, wanted = compare(actual, evaluate(problem, CONTRACT), problem)
+        assert not mismatches
+        assert ratios is not None
+        assert dict(ratios) == pytest.approx(dict(wanted), rel=1e-6)
+    assert any(dict(ratios or ()).get("out case z", 0.0) > 0 for ratios in found)
+    wrong = int(joined["lse"].isfinite().any(dim=1).nonzero()[-1])
+    for value in (1.0, torch.nan, torch.inf, -torch.inf):
+        joined["lse"][wrong, 0] = value
+        right = [ratios is not None for ratios in ratios_by_case(joined, whole, num_tokens)]
+        first_rows = accumulate(num_tokens[:-1], initial=0)
+        assert right == [not 0 <= wrong - first < n for first, n in zip(first_rows, num_tokens, strict=True)]
 
 
 def test_a_case_with_large_errors_does_not_hide_among_others() -> None:
@@ -156,9 +160,8 @@ def test_a_case_with_large_errors_does_not_hide_among_others() -> None:
     first = sum(statistics.cases[:chosen])
     right = {name: value.clone() for name, value in whole.values.items()}
     whole = replace(whole, dtypes=dict.fromkeys(right, torch.float64))
-    assert ratios_if_right(right, whole) is not None
+    assert None not in ratios_by_case(right, whole, statistics.cases)
     rows = slice(first, first + statistics.cases[chosen])
     right["out"][rows] += 1.1 * statistics.sigma[rows].where(statistics.counted[rows, :, None], 0.0)
-    assert ratios_if_right(right, whole) is None
-    alone = replace(whole, statistics=replace(statistics, cases=()))
-    assert ratios_if_right(right, alone) is not None
+    found = ratios_by_case(right, whole, statistics.cases)
+    assert [ratios is None for ratios in found] == [index == chosen for index in range(len(found))]

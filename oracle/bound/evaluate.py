@@ -83,7 +83,8 @@ def evaluate(problem: Problem, contract: NumericContract, *, with_statistics: bo
 def evaluate_together(problems: Sequence[Problem], contract: NumericContract, *, generic: bool) -> Expected:
     """The same of several attention problems or merges at once, their rows one after the other.
 
-    problems: see `together.together`. generic: with statistics, of problems that are all ones of independent roundings.
+    problems: of one kernel (`together.kernel_of`) and one contract. generic: with statistics, where the roundings of
+    all of them are independent.
     """
     if problems[0].case.spec.operation == "merge_states":
         parts = [problem.arguments for problem in problems]
@@ -160,7 +161,8 @@ def _plain(part: Part, contract: NumericContract) -> Chunks:
     q, k_cache, v_cache, batch, rules = (part.arguments[name] for name in ("q", "k_cache", "v_cache", "batch", "rules"))
     scales = part.arguments.get("scales") or Scales()
     operands = Operands(score_scales=_count(scales.q, scales.k), value_scales=_count(scales.v))
-    for rows in row_groups(q, k_cache, v_cache, batch, rules, part.common(scales)):
+    chunks = row_groups(q, k_cache, v_cache, batch, rules, part.common(scales), requests=part.requests)
+    for rows in chunks:
         yield part.with_own(rows), operands
 
 
@@ -169,7 +171,8 @@ def _latent(part: Part, contract: NumericContract) -> Chunks:
     batch, rules = part.arguments["batch"], part.arguments["rules"]
     scales = part.arguments.get("scales") or Scales()
     operands = Operands(score_scales=_count(scales.q, scales.k), value_scales=_count(scales.k))
-    for rows in latent_rows(q_nope, q_pe, latent_cache, q_nope.shape[2], batch, rules, part.common(scales)):
+    rank, common = q_nope.shape[2], part.common(scales)
+    for rows in latent_rows(q_nope, q_pe, latent_cache, rank, batch, rules, common, requests=part.requests):
         yield part.with_own(rows), operands
 
 
@@ -195,7 +198,8 @@ def _decompressed(part: Part, contract: NumericContract) -> Chunks:
     if contract.tf32:
         key_relative, value_relative = (relative + 2 * TF32 + TF32**2 for relative in (key_relative, value_relative))
     rope = q_pe.shape[2]
-    for rows in latent_rows(q_nope, q_pe, latent_cache, w_uk.shape[2], batch, rules, scales):
+    rank = w_uk.shape[2]
+    for rows in latent_rows(q_nope, q_pe, latent_cache, rank, batch, rules, scales, requests=part.requests):
         sizes = decompress(replace(rows, k=rows.k.abs(), v=rows.v.abs()), w_uk.abs(), w_uv.abs())
         key_error = key_relative * sizes.k
         key_error[..., key_error.shape[-1] - rope :] = 0.0  # k_pe is stored, not computed

@@ -62,8 +62,8 @@ def score_errors(answer: Answer, rules: Rules, contract: NumericContract, operan
     """
     scores, maximum, lse = answer.scores, answer.weights.maximum, answer.weights.lse
     error = _product_error(answer, rules, contract, operands)
-    if rules.softcap is not None:
-        error = _softcap_error(error, scores.x, scores.y, rules.softcap, contract)
+    if answer.rows.softcap is not None:
+        error = _softcap_error(error, scores.x, scores.y, answer.rows.softcap, contract)
     if scores.bias is not None:
         error.add_(_bias_error(answer, rules))
     of_row = torch.add(exponent_steps(span, contract), maximum.abs(), alpha=U * contract.exponent_roundings)
@@ -93,12 +93,13 @@ def _product_error(answer: Answer, rules: Rules, contract: NumericContract, oper
     return dot(rows.q.abs(), key_error)
 
 
-def _softcap_error(error: Tensor, x: Tensor, y: Tensor, softcap: float, contract: NumericContract) -> Tensor:
+def _softcap_error(error: Tensor, x: Tensor, y: Tensor, softcap: float | Tensor, contract: NumericContract) -> Tensor:
     """e2: of y = c * tanh(x / c), given that of x."""
     size = x.abs()
     slope = torch.cosh((size - error).clamp_(min=0).div_(softcap)).pow_(-2)  # cosh may be inf: the slope is then 0
     moved = torch.add(error, size, alpha=2 * U)
-    constant, of_y = 0.0, 4 * U
+    constant: float | Tensor = 0.0
+    of_y = 4 * U
     if contract.tanh in ("exp", "series"):
         moved.add_(size.clamp_(max=40 * softcap), alpha=4 * U)
     if contract.tanh == "exp":

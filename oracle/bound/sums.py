@@ -105,7 +105,7 @@ class Collector:
         if "squares" in self._vectors:
             squares = p.square()
             vectors["squares"] = weigh(squares, rows.v.square())
-            scalars["effective_keys"] = _effective_keys(squares, scores.y, rules.softcap)
+            scalars["effective_keys"] = _effective_keys(squares, scores.y, rows.softcap)
         parts = [vectors[name] for name in self._vectors]
         parts += [scalars[name].expand(weights.lse.shape)[..., None] for name in _SCALARS]
         # By token, all heads in one dimension: more than four, and torch copies the parts one by one.
@@ -122,7 +122,7 @@ class Collector:
         return RowSums(**found)  # type: ignore[arg-type]
 
 
-def _effective_keys(squares: Tensor, y: Tensor, softcap: float | None) -> Tensor:
+def _effective_keys(squares: Tensor, y: Tensor, softcap: float | Tensor | None) -> Tensor:
     """(sum P^2)^2 / sum P^4 of a row's weights; those that a softcap makes equal are rounded alike, and count as one.
 
     At either end: with a softcap of 0.5 the lowest weight is a third of the highest.

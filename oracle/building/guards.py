@@ -89,6 +89,11 @@ class Guards:
         return [(watch, held[id(watch)]) for watch in self.watches]
 
 
+def any_changed(guards: Sequence[Guards]) -> bool:
+    """Whether any of them has something to say; the device is waited for once."""
+    return bool(torch.stack([each.changed() for each in guards]).any().item())
+
+
 def _by_size(watches: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:
     """The small ones and the others."""
     small = [watch for watch in watches if watch.memory.dim() == 1 and watch.memory.nbytes <= SMALL_BYTES]

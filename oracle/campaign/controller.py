@@ -172,7 +172,7 @@ class Controller:
 
     def _add(self, handle: Handle, report: Report) -> None:
         self.fruitless = 0
-        handle.position = report.position
+        handle.position, handle.ahead = report.position, report.ahead
         self.summary.tally.merge(report.tally)
         for verdict in report.verdicts:
             self._note_given(verdict)
@@ -251,7 +251,8 @@ class Controller:
         if isinstance(task, Trial):
             self.shrinker.ask_again(task)
         elif task is not None:
-            rest = replace(task, start=handle.position, skip=task.skip | skip, deaths=task.deaths + 1)
+            skip = task.skip | handle.ahead | skip
+            rest = replace(task, start=handle.position, skip=skip, deaths=task.deaths + 1)
             if rest.deaths >= DEATHS_PER_GROUP and not self.options.given:
                 self.summary.abandoned += 1
             else:

@@ -48,6 +48,7 @@ class Sizes:
     check_share: float  # of the cases that are asked one thing beyond the answer
     replays: int  # of a case in a mode other than eager
     groups_share: float  # of the random attention cases in a mode other than eager: two cache groups in a step
+    together: bool  # whether the random cases of a compile key wait for one evaluation of many
     reads_share: float  # of the random cases that ask for nothing else: the read set, which only the interpreter shows
 
 
@@ -71,6 +72,7 @@ INTERPRETED = Sizes(
     check_share=1 / 6,
     replays=3,
     groups_share=0.25,
+    together=False,
     reads_share=0.1,
 )
 # A kernel costs a second or more to compile and nothing to run; what lasts is the reference in float64.
@@ -93,6 +95,7 @@ COMPILED = Sizes(
     check_share=1 / 6,
     replays=REPLAYS,
     groups_share=0.125,
+    together=True,
     reads_share=0.0,
 )
 

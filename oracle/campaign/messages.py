@@ -41,7 +41,7 @@ class Assignment:
 
     group: Group
     start: int = 0
-    skip: frozenset[int] = frozenset()  # positions of cases that killed a worker
+    skip: frozenset[int] = frozenset()  # positions from there on that were judged, or killed a worker
     deaths: int = 0  # of workers, in this group
     banned: frozenset[Trait] = frozenset()
     stop_at: float = float("inf")  # time.monotonic(), which all processes share
@@ -84,6 +84,7 @@ class Report:
     """What was judged since the last report, up to a position of the group."""
 
     position: int
+    ahead: frozenset[int] = frozenset()  # positions beyond it that were judged as well
     tally: Tally = field(default_factory=Tally)
     failures: list[Failure] = field(default_factory=list)  # new ones of drawn cases, or smaller ones of their kind
     repeats: Counter[Signature] = field(default_factory=Counter)  # more of what was reported before

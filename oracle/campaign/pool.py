@@ -33,6 +33,7 @@ class Handle:
     ready: bool = False
     task: Assignment | Trial | None = None
     position: int = 0  # in the task's group, reported so far
+    ahead: frozenset[int] = frozenset()  # positions beyond it that were reported as well
     overdue: bool = False  # ended because its case took too long
 
     @property
@@ -54,7 +55,8 @@ class Handle:
         return self.ready and self.task is None
 
     def begin(self, task: Assignment | Trial) -> None:
-        self.task, self.position = task, task.start if isinstance(task, Assignment) else 0
+        self.task, self.ahead = task, frozenset()
+        self.position = task.start if isinstance(task, Assignment) else 0
         self.send(task)
 
     def send(self, message: object) -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib
+import itertools
 import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -22,22 +21,20 @@ import torch
 
 from ..adapters import find
 from ..building import pinned
-from ..candidate import Candidate, plan_of
+from ..candidate import plan_of
 from ..case import Case
 from ..environment import Unusable, describe_device
-from ..verdict import ORACLE_FAILED, Outcome, Verdict
+from ..judging_many import TOGETHER
+from ..verdict import Outcome, Verdict
+from .asking import Asking
 from .findings import Failure, Findings
 from .lengths import sizes_for
 from .messages import Assignment, Planned, PlanRequest, Ready, Refused, Report, Setup, Trial, Tried
 from .offers import make_plan
 from .pairs import MODEL, Model
 
-Judge = Callable[[Case, Candidate, torch.device | str], Verdict]
-
 REPORT_SECONDS = 0.5
 DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
-OUT_OF_MEMORY = "out of device memory, beside the other workers' cases"
-FULL_SHARE = 8  # a device with less than this part of its memory free is full
 KEPT_BYTES = 4 << 30  # device memory that a worker may keep for its next cases
 FAR_PLACES = 2  # workers that may hold a case with far pages at a time
 
@@ -66,21 +63,10 @@ def main(connection: Connection, setup: Setup, clock: Any) -> None:
         connection.send(Refused(reason=traceback.format_exc()))
 
 
-def _ran_out_of_memory(reason: str) -> bool:
-    """torch's words, or Triton's, which has no exception of its own for it."""
-    return "OutOfMemoryError" in reason or "Triton Error [CUDA]: out of memory" in reason
-
-
 def refuse_drift(device: str) -> None:
     """Unusable where cases have other bits than elsewhere: what is found there would replay nowhere else."""
     if (drift := pinned.drift(device)) is not None:
         raise Unusable(f"cases are not the same here as everywhere: {drift}")
-
-
-def load_judge(path: str) -> Judge:
-    module, _, name = path.partition(":")
-    judge: Judge = getattr(importlib.import_module(module, __package__), name)
-    return judge
 
 
 class _Worker:
@@ -91,7 +77,7 @@ class _Worker:
             torch.cuda.set_device(self.device)
         refuse_drift(setup.device)
         self.candidate = find(setup.target)
-        self.judge = load_judge(setup.judge)
+        self.asking = Asking.of(self.candidate, setup)
         self.sizes = sizes_for(setup.device)
         self.known = Findings()
 
@@ -112,31 +98,60 @@ class _Worker:
 
     def run(self, task: Assignment) -> None:
         report, sent = Report(position=task.start), time.monotonic()
-        cases = task.group.cases(Model(extra=True, banned=task.banned), self.sizes)
-        for position, case in enumerate(cases):
-            now = time.monotonic()
-            if now >= task.stop_at:
-                break
-            if position < task.start or position in task.skip:
-                continue
-            if now - sent >= REPORT_SECONDS or task.group.given:  # given cases are few, and in order
-                self.connection.send(report)
-                report, sent = Report(position=position), now
-            with self._room_for(case):
-                self._take_off(case, position)
-                verdict = self._verdict(case)
-                self._note(report, verdict, given=bool(task.group.given))
-            report.position = position + 1
+        noted = set(task.skip)
+        given = bool(task.group.given)  # given cases are few, and judged in order
+        for position, verdict in self._judged(task):
+            self._note(report, verdict, given=given)
+            noted.add(position)
+            while report.position in noted:
+                report.position += 1
+            report.ahead = frozenset(each for each in noted if each > report.position)
             if report.lost:
                 self.connection.send(report)
                 os._exit(DEVICE_LOST)
+            if given or time.monotonic() - sent >= REPORT_SECONDS:
+                self.connection.send(report)
+                report, sent = Report(position=report.position, ahead=report.ahead), time.monotonic()
         report.done = True
         self.connection.send(report)
+
+    def _judged(self, task: Assignment) -> Iterator[tuple[int, Verdict]]:
+        """Positions of the task and what came of their cases, while there is time."""
+        drawn = enumerate(task.group.cases(Model(extra=True, banned=task.banned), self.sizes))
+        wanted = ((at, case) for at, case in drawn if at >= task.start and at not in task.skip)
+        in_time = itertools.takewhile(lambda _: time.monotonic() < task.stop_at, wanted)
+        if task.group.given or not (self.sizes.together and self.asking.may_ask_together):
+            yield from self._one_by_one(in_time)
+            return
+        while batch := list(itertools.islice(in_time, TOGETHER)):
+            far = any(case.spec.far_pages for _, case in batch)
+            yield from self._one_by_one(batch) if far else self._together(batch)
+
+    def _one_by_one(self, cases: Iterable[tuple[int, Case]]) -> Iterator[tuple[int, Verdict]]:
+        for position, case in cases:
+            with self._room_for(case):
+                self._take_off(case, position)
+                yield position, self.asking.alone(case)
+
+    def _together(self, batch: list[tuple[int, Case]]) -> Iterator[tuple[int, Verdict]]:
+        """The same, of cases that wait for one evaluation of all."""
+        left = dict(batch)
+        try:
+            for index, verdict in self.asking.together(batch, self._take_off):
+                position, _ = batch[index]
+                del left[position]
+                yield position, verdict
+        except torch.OutOfMemoryError:
+            pass  # one by one they take less
+        except Exception as error:
+            position = int(self.clock[1])  # the case at work
+            yield position, self.asking.crash(left.pop(position), error)
+        yield from self._one_by_one(left.items())
 
     def attempt(self, trial: Trial) -> None:
         with self._room_for(trial.case):
             self._take_off(trial.case, 0)
-            verdict = self._verdict(trial.case)
+            verdict = self.asking.alone(trial.case)
             lost = self._land(verdict)
         self.connection.send(Tried(verdict=verdict, lost=lost))
         if lost:
@@ -157,7 +172,7 @@ class _Worker:
 
     def _land(self, verdict: Verdict) -> bool:
         """No case is at work any more; whether the device was lost over it."""
-        lost = verdict.outcome is Outcome.CRASHED and self._device_is_lost()
+        lost = verdict.outcome is Outcome.CRASHED and self.asking.device_is_lost()
         self.clock[0] = 0.0
         if self.device.type == "cuda" and not lost and torch.cuda.memory_reserved() > KEPT_BYTES:
             torch.cuda.empty_cache()  # what one large case took, sixteen workers would keep from each other
@@ -181,46 +196,3 @@ class _Worker:
         os.replace(scratch, self.setup.inflight)
         self.clock[1] = position
         self.clock[0] = time.monotonic()
-
-    def _verdict(self, case: Case) -> Verdict:
-        """The judge's, asked once more where there was no device memory; then nothing is known of the case."""
-        for _ in range(2):
-            try:
-                verdict, whose = self.judge(case, self.candidate, self.device), "the candidate"
-            except torch.OutOfMemoryError as error:
-                verdict, whose = self._crash(case, error), "the oracle"
-            except Exception as error:
-                return self._crash(case, error)
-            if not (verdict.outcome is Outcome.CRASHED and _ran_out_of_memory(verdict.reason)):
-                return replace(verdict, target=self.setup.target)
-            torch.cuda.empty_cache()
-        if whose == "the candidate" and not self._device_is_full():
-            return replace(verdict, target=self.setup.target)  # it asked for too much, and that is its own fault
-        return self._say(Outcome.NOT_JUDGED, case, f"{OUT_OF_MEMORY} ({whose}'s request)")
-
-    def _crash(self, case: Case, error: Exception) -> Verdict:
-        """An error that left the judge: the oracle's own, unless the device failed after the candidate had run."""
-        lines = "".join(traceback.format_exception(error))
-        whose = "the device failed" if "CUDA error" in str(error) else ORACLE_FAILED
-        return self._say(Outcome.CRASHED, case, f"{whose}:\n{lines}")
-
-    def _say(self, outcome: Outcome, case: Case, reason: str) -> Verdict:
-        name, target = self.candidate.name, self.setup.target
-        return Verdict(outcome=outcome, case=case, candidate=name, target=target, reason=reason)
-
-    def _device_is_full(self) -> bool:
-        """Whether other processes hold so much of the device that a modest request may fail."""
-        if self.device.type != "cuda":
-            return False
-        free, total = torch.cuda.mem_get_info(self.device)
-        return free < total // FULL_SHARE
-
-    def _device_is_lost(self) -> bool:
-        """Whether CUDA no longer works in this process; an illegal access is for good."""
-        if self.device.type != "cuda":
-            return False
-        try:
-            torch.cuda.synchronize(self.device)
-            return bool((torch.ones(8, device=self.device) * 2).sum().item() != 16.0)
-        except Exception:
-            return True

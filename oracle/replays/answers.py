@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 
 from ..bound.evaluate import Expected, evaluate, evaluate_together
 from ..bound.statistics import why_not_generic
-from ..building.problem import Problem
+from ..bound.together import footprint
 from ..candidate import NumericContract
 from ..case import Spec
-from ..compare import Ratios, ratios_if_right
+from ..compare import Ratios, ratios_by_case
 from .buffers import InMemory
 from .complaints import Kept, end_to_end
 from .replay import Replay
 
 WAITING_BYTES = 1 << 30  # of steps that wait, and of what their evaluation will take, roughly
-OUT_BYTES = 128  # of an evaluation, for each element of out
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Known:
 
     @property
     def bytes(self) -> int:
-        return sum(_bytes_of(layer.problem) for layer in self.memory)
+        return sum(footprint(layer.problem) for layer in self.memory)
 
     def as_built(self) -> list[InMemory]:
         """The memory, whatever the candidate has done to it since."""
@@ -66,11 +65,13 @@ class Answers:
         doubtful: list[Known] = []
         for group, layer, whole in self._asked(waiting):
             outputs = end_to_end([known.plain for known in group], layer)
-            ratios = None if outputs is None else ratios_if_right(outputs, whole)
-            if ratios is None:
-                doubtful += group
-            else:
-                self.keep(ratios)
+            num_tokens = [known.replay.step.case.batch.num_tokens for known in group]
+            by_step = [None] * len(group) if outputs is None else ratios_by_case(outputs, whole, num_tokens)
+            for known, ratios in zip(group, by_step, strict=True):
+                if ratios is None:
+                    doubtful.append(known)
+                else:
+                    self.keep(ratios)
         return [known for known in waiting if any(known is other for other in doubtful)]
 
     def ask(self, known: Known) -> None:
@@ -117,10 +118,3 @@ def _tell(group: Sequence[Known], whole: Expected) -> None:
 def _is_generic(known: Known, layer: int, contract: NumericContract) -> bool:
     """Whether roundings are independent; rewritten slots hold what the case does not say."""
     return not known.replay.step.rewrites and why_not_generic(known.memory[layer].problem.case, contract) is None
-
-
-def _bytes_of(problem: Problem) -> int:
-    """Of a step: its memory, what is remembered of it, and its part of the pools put together; and the evaluation."""
-    rows = problem.arguments.get("out", problem.arguments.get("out_a"))
-    watched = sum(watch.memory.nbytes for watch in problem.guards.watches)
-    return 3 * watched + (0 if rows is None else OUT_BYTES * rows.numel())

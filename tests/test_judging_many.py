@@ -1,0 +1,211 @@
+"""Cases that are judged together get the verdicts that they get alone, and a worker keeps account of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pageproof.oracle import Case, Spec, judge, judging_many
+from pageproof.oracle.adapters.reference import Reference
+from pageproof.oracle.campaign import lengths, worker
+from pageproof.oracle.campaign.lengths import INTERPRETED
+from pageproof.oracle.campaign.messages import Assignment, Report, Setup
+from pageproof.oracle.campaign.pairs import Model
+from pageproof.oracle.campaign.sampler import Group, random_group
+from pageproof.oracle.campaign.summary import JUDGE
+from pageproof.oracle.case import MODES, BatchShape
+from pageproof.oracle.judging_many import judge_many
+from pageproof.oracle.verdict import Outcome, Verdict
+
+EAGER = Model(extra=True, banned=frozenset(("mode", mode) for mode in MODES[1:]))
+SIZES = replace(INTERPRETED, cases_per_key=20, reads_share=0.0)
+SPEC = Spec(dtype="float32", num_kv_heads=1, group_size=2, head_size=16, head_size_v=16)
+BATCH = BatchShape(query_lens=(1, 4), seq_lens=(40, 9), padding_tokens=1)
+
+
+class Broken(Reference):
+    """Right but for the cases whose first request has an even number of keys."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def declines(self, case: Case) -> str | None:
+        return "by its seed" if self.fault == "declines" and case.seed % 2 == 0 else None
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        returned = super().call(operation, arguments)
+        if "batch" not in arguments or len(arguments["batch"].seq_lens) == 0 or int(arguments["batch"].seq_lens[0]) % 2:
+            return returned
+        if self.fault == "value":
+            arguments["out"].view(-1)[:1] = 1e4
+        elif self.fault == "nan":
+            arguments["lse"].view(-1)[-1:] = float("nan")
+        elif self.fault == "scores":  # every output too large by what a bound may allow
+            arguments["out"].mul_(1 + 2**-9)
+        elif self.fault == "input":
+            arguments["batch"].seq_lens[0] = 2**30  # as a page table this would be no memory of the process
+        elif self.fault == "raises":
+            raise RuntimeError("no")
+        elif self.fault == "memory":
+            arguments["out"].set_(torch.zeros_like(arguments["out"]))
+        return returned
+
+
+def both(cases: list[Case], candidate: Reference, device: str = "cpu") -> tuple[list[Verdict], list[Verdict]]:
+    found = dict(judge_many(cases, candidate, device, at=lambda _: None))
+    assert sorted(found) == list(range(len(cases)))
+    return [judge(case, candidate, device) for case in cases], [found[index] for index in range(len(cases))]
+
+
+def compared(alone: Verdict, together: Verdict) -> None:
+    assert replace(alone, ratios=(), reason="", mismatches=()) == replace(together, ratios=(), reason="", mismatches=())
+    assert alone.reason.splitlines()[-1:] == together.reason.splitlines()[-1:]
+    assert [wrong.index for wrong in alone.mismatches] == [wrong.index for wrong in together.mismatches]
+    assert [name for name, _ in alone.ratios] == [name for name, _ in together.ratios]
+    found, wanted = ([ratio for _, ratio in verdict.ratios] for verdict in (together, alone))
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("fault", ["", "value", "nan", "scores", "input", "raises", "memory", "declines"])
+def test_every_case_has_the_verdict_that_it_has_alone(fault: str) -> None:
+    outcomes = set()
+    for group in range(6):
+        cases = list(random_group(11, group, SIZES).cases(EAGER, SIZES))
+        for alone, together in zip(*both(cases, Broken(fault)), strict=True):
+            compared(alone, together)
+            outcomes.add(alone.outcome)
+    assert Outcome.AGREES in outcomes
+    assert len(outcomes) > 1 or not fault
+
+
+FEATURES: dict[str, list[dict[str, Any]]] = {
+    "windows": [{"sliding_window": 1}, {"sliding_window": 9}, {"sliding_window": 2**31 - 1}],
+    "right windows": [{"causal": False, "right_window": window} for window in (0, 2, 2**31 - 1)],
+    "softcaps": [{"softcap": 0.5}, {"softcap": 50.0}],
+    "biases": [{"query_bias": "dense", "bias_width": 1}, {"query_bias": "tree", "bias_width": 6}],
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
+@pytest.mark.parametrize("operation", ["attention", "mla_attention", "mla_attention_decompressed"])
+def test_what_differs_within_a_compile_key_is_each_case_s_own(
+    operation: str, features: list[dict[str, Any]], device: str
+) -> None:
+    sizes = {"nope_head_size": 16, "rope_head_size": 16} if operation.endswith("decompressed") else {}
+    sizes |= {"rope_head_size": 16} if operation.startswith("mla") else {}
+    spec = replace(SPEC, operation=operation, **sizes)  # type: ignore[arg-type]
+    cases = [
+        Case(spec=replace(spec, **each), batch=replace(BATCH, table_slack=slack), recipe=recipe, seed=seed)
+        for seed, (each, slack, recipe) in enumerate(
+            (each, slack, recipe) for each in features for slack in (0, 2) for recipe in ("normal", "extreme")
+        )
+    ]
+    for alone, together in zip(*both(cases, Reference(), device), strict=True):
+        compared(alone, together)
+        assert alone.outcome is Outcome.AGREES
+
+
+def test_cases_of_one_kernel_are_evaluated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    evaluate = judging_many.evaluate_together
+
+    def counted(problems: Any, *rest: Any, **others: Any) -> Any:
+        asked.append(len(problems))
+        return evaluate(problems, *rest, **others)
+
+    monkeypatch.setattr(judging_many, "evaluate_together", counted)
+    cases = [Case(spec=replace(SPEC, sliding_window=1 + n % 5), batch=BATCH, seed=n) for n in range(20)]
+    list(judge_many(cases, Reference(), "cpu", at=lambda _: None))
+    assert asked == [16, 4]
+    asked.clear()
+    monkeypatch.setattr(judging_many, "WAITING_BYTES", 1)
+    list(judge_many(cases, Reference(), "cpu", at=lambda _: None))
+    assert asked == []
+
+
+class Heard:
+    """A campaign's end of the connection."""
+
+    def __init__(self) -> None:
+        self.messages: list[Report] = []
+
+    def send(self, message: Report) -> None:
+        self.messages.append(message)
+
+
+def a_worker(folder: Path, monkeypatch: pytest.MonkeyPatch, candidate: str) -> tuple[worker._Worker, Heard]:
+    monkeypatch.setattr(lengths, "INTERPRETED", replace(SIZES, together=True))
+    setup = Setup(number=0, target=candidate, device="cpu", judge=JUDGE, inflight=folder / "inflight")
+    heard = Heard()
+    return worker._Worker(heard, setup, [0.0, 0.0]), heard  # type: ignore[arg-type]
+
+
+def test_a_worker_reports_every_case_of_a_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, heard = a_worker(tmp_path, monkeypatch, "reference")
+    banned = frozenset(("mode", mode) for mode in MODES[1:])
+    group = replace(random_group(3, 1, SIZES), count=40)
+    made.run(Assignment(group=group, start=3, skip=frozenset({5, 39}), banned=banned))
+    assert sum(report.tally.cases for report in heard.messages) == 35
+    assert heard.messages[-1].done
+    assert (heard.messages[-1].position, heard.messages[-1].ahead) == (40, frozenset())
+
+
+class Crashing(Reference):
+    """Raises at its seventh call, or has the judge fail there."""
+
+    calls = 0
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        Crashing.calls += 1
+        if Crashing.calls == 7:
+            raise RuntimeError("seventh")
+        return super().call(operation, arguments)
+
+
+def test_a_case_that_loses_the_device_is_told_ahead_of_those_that_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, heard = a_worker(tmp_path, monkeypatch, "reference")
+    made.candidate = made.asking.candidate = Crashing()
+    Crashing.calls = 0
+    monkeypatch.setattr(type(made.asking), "device_is_lost", lambda _: True)
+    monkeypatch.setattr(worker.os, "_exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
+    cases = Plain(seed=0, index=0, count=12)
+    with pytest.raises(SystemExit, match=str(worker.DEVICE_LOST)):
+        made.run(Assignment(group=cases))
+    (report,) = heard.messages
+    assert (report.lost, report.position, report.ahead) == (True, 0, frozenset({6}))
+    assert report.tally.outcomes == {"crashed": 1}
+    assert made.clock[1] == 6
+
+
+class Plain(Group):
+    """Cases of one kernel and nothing else."""
+
+    def cases(self, model: Model, sizes: Any) -> Any:
+        return (Case(spec=SPEC, batch=BATCH, seed=seed) for seed in range(self.count))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none left"), RuntimeError("a fault of the oracle's")])
+def test_an_evaluation_that_fails_loses_no_case(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, heard = a_worker(tmp_path, monkeypatch, "reference")
+
+    def failing(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(judging_many, "evaluate_together", failing)
+    made.run(Assignment(group=Plain(seed=0, index=0, count=12)))
+    (report,) = heard.messages
+    assert (report.done, report.tally.cases) == (True, 12)
+    told = [failure for failure in report.failures if "a fault of the oracle's" in failure.text]
+    memory = isinstance(error, torch.OutOfMemoryError)
+    assert report.tally.outcomes == ({"agrees": 12} if memory else {"agrees": 11, "crashed": 1})
+    assert len(told) == (0 if memory else 1)
