@@ -70,9 +70,24 @@ def ratios_by_case(actual: dict[str, Tensor], expected: Expected, num_tokens: Se
     errors = {name: _errors(actual[name], expected, name) for name in expected.values}
     scores = {} if expected.statistics is None else _scores(errors, expected.statistics)
     found = _largest_by_case([*(output.ratio for output in errors.values()), *scores.values()], num_tokens)
+    outputs = len(errors)
     return [
-        _if_right(dict(zip(errors, case, strict=False)), dict(zip(scores, case[len(errors) :], strict=True)))
+        _if_right(dict(zip(errors, case[:outputs], strict=True)), dict(zip(scores, case[outputs:], strict=True)))
         for case in found
+    ]
+
+
+@torch.no_grad()
+def ratios_of_caches(pairs: Sequence[tuple[dict[str, Tensor], Expected]]) -> list[Ratios | None]:
+    """The same of (pools as they are, what they should be), one after the other; also in one transfer."""
+    flags = [
+        torch.stack([_errors(actual[name], expected, name).ratio for name in expected.values])
+        for actual, expected in pairs
+    ]
+    found = torch.stack(flags).tolist()
+    return [
+        _if_right(dict(zip(expected.values, case, strict=True)), {})
+        for (_, expected), case in zip(pairs, found, strict=True)
     ]
 
 

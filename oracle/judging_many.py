@@ -12,19 +12,18 @@ from typing import NamedTuple
 
 import torch
 
-from .bound.evaluate import Expected, evaluate_together
+from .bound.evaluate import Expected, evaluate, evaluate_together
 from .bound.statistics import why_not_generic
-from .bound.together import footprint, joined, kernel_of
+from .bound.together import footprint, is_exact, joined, kernel_of
 from .building.guards import any_changed
 from .candidate import Candidate, NumericContract
-from .case import ATTENTION_OPERATIONS, Case, Spec
-from .compare import Ratios, ratios_by_case
+from .case import Case, Spec
+from .compare import Ratios, ratios_by_case, ratios_of_caches
 from .judging import Run, ask_more, begin, finish
 from .verdict import Verdict
 
 TOGETHER = 16  # cases at most
 WAITING_BYTES = 1 << 29  # of cases that wait, and of what their evaluation will take, roughly
-OPERATIONS = (*ATTENTION_OPERATIONS, "merge_states")  # the others write caches, which costs the reference nothing
 
 
 class Kind(NamedTuple):
@@ -81,22 +80,33 @@ def _right(runs: Sequence[Run]) -> Iterator[tuple[int, tuple[Expected, Ratios]]]
 
 
 def _right_of(kind: Kind, group: Sequence[Run]) -> Iterator[tuple[int, tuple[Expected, Ratios]]]:
+    parts, found = _caches(group) if is_exact(kind.kernel) else _rows(kind, group)
+    for run, expected, ratios in zip(group, parts, found, strict=True):
+        if ratios is not None:
+            yield id(run), (expected, ratios)
+
+
+def _rows(kind: Kind, group: Sequence[Run]) -> tuple[list[Expected], list[Ratios | None]]:
     whole = evaluate_together([run.problem for run in group], kind.contract, generic=kind.generic)
     actual = {name: joined([run.actual[name] for run in group]) for name in whole.values}
     num_tokens = [run.problem.case.batch.num_tokens for run in group]
-    stops = list(accumulate(num_tokens))
-    for run, rows, stop, ratios in zip(
-        group, num_tokens, stops, ratios_by_case(actual, whole, num_tokens), strict=True
-    ):
-        if ratios is not None:
-            yield id(run), (whole.rows(stop - rows, stop), ratios)
+    parts = [whole.rows(stop - rows, stop) for rows, stop in zip(num_tokens, accumulate(num_tokens), strict=True)]
+    return parts, ratios_by_case(actual, whole, num_tokens)
+
+
+def _caches(group: Sequence[Run]) -> tuple[list[Expected], list[Ratios | None]]:
+    parts = [evaluate(run.problem, run.contract) for run in group]
+    return parts, ratios_of_caches([(run.actual, expected) for run, expected in zip(group, parts, strict=True)])
 
 
 def _kind_of(run: Run) -> Kind | None:
-    """None of what is evaluated alone: caches, pages too far apart to be copied, outputs of another size than asked."""
+    """None of what is evaluated alone: pages too far apart to be copied, outputs of another size than asked."""
     case = run.problem.case
-    one_each = all(len(tensor) == case.batch.num_tokens for tensor in run.actual.values())
-    if case.spec.operation not in OPERATIONS or case.spec.far_pages or not one_each:
+    if case.spec.far_pages:
+        return None
+    if is_exact(case.spec):
+        return Kind(case.spec, run.contract, generic=False, forms=frozenset())
+    if any(len(tensor) != case.batch.num_tokens for tensor in run.actual.values()):
         return None
     forms = frozenset((name, tensor.dtype, tensor.shape[1:]) for name, tensor in run.actual.items())
     return Kind(kernel_of(case.spec), run.contract, why_not_generic(case, run.contract) is None, forms)

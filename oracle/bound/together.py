@@ -135,6 +135,11 @@ def kernel_of(spec: Spec) -> Spec:
     )
 
 
+def is_exact(spec: Spec) -> bool:
+    """Whether the outputs are caches, which the reference updates at next to no cost."""
+    return spec.operation.startswith("update_")
+
+
 def footprint(problem: Problem) -> int:
     """Bytes, roughly: its memory, what is remembered of it, its part of the pools put together, and the evaluation."""
     rows = problem.arguments.get("out", problem.arguments.get("out_a"))

@@ -35,7 +35,7 @@ from .pairs import MODEL, Model
 
 REPORT_SECONDS = 0.5
 DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
-KEPT_BYTES = 4 << 30  # device memory that a worker may keep for its next cases
+KEPT_BYTES = 6 << 30  # device memory that a worker may keep for its next cases
 FAR_PLACES = 2  # workers that may hold a case with far pages at a time
 
 
@@ -132,6 +132,7 @@ class _Worker:
             with self._room_for(case):
                 self._take_off(case, position)
                 yield position, self.asking.alone(case)
+                self._tidy()
 
     def _together(self, batch: list[tuple[int, Case]]) -> Iterator[tuple[int, Verdict]]:
         """The same, of cases that wait for one evaluation of all."""
@@ -146,6 +147,7 @@ class _Worker:
         except Exception as error:
             position = int(self.clock[1])  # the case at work
             yield position, self.asking.crash(left.pop(position), error)
+        self._tidy()
         yield from self._one_by_one(left.items())
 
     def attempt(self, trial: Trial) -> None:
@@ -174,9 +176,12 @@ class _Worker:
         """No case is at work any more; whether the device was lost over it."""
         lost = verdict.outcome is Outcome.CRASHED and self.asking.device_is_lost()
         self.clock[0] = 0.0
-        if self.device.type == "cuda" and not lost and torch.cuda.memory_reserved() > KEPT_BYTES:
-            torch.cuda.empty_cache()  # what one large case took, sixteen workers would keep from each other
         return lost
+
+    def _tidy(self) -> None:
+        """Give back what large cases took: sixteen workers would keep it from each other."""
+        if self.device.type == "cuda" and torch.cuda.memory_reserved() > KEPT_BYTES:
+            torch.cuda.empty_cache()
 
     @contextlib.contextmanager
     def _room_for(self, case: Case) -> Iterator[None]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 from ..bound.evaluate import Expected, evaluate, evaluate_together
 from ..bound.statistics import why_not_generic
-from ..bound.together import footprint
+from ..bound.together import footprint, is_exact
 from ..candidate import NumericContract
-from ..case import Spec
 from ..compare import Ratios, ratios_by_case
 from .buffers import InMemory
 from .complaints import Kept, end_to_end
@@ -100,11 +99,6 @@ class Answers:
                     whole = evaluate_together(problems, contract, generic=generic)
                     _tell(group, whole)
                     yield group, layer, whole
-
-
-def is_exact(spec: Spec) -> bool:
-    """Whether the outputs are caches, which the reference updates at next to no cost."""
-    return spec.operation.startswith("update_")
 
 
 def _tell(group: Sequence[Known], whole: Expected) -> None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..bound.together import is_exact
 from ..building.guards import Guards
-from .answers import Known, is_exact
+from .answers import Known
 from .captures import Captured
 from .complaints import Complaint, Outputs, bytes_of, in_layer, other_bits
 

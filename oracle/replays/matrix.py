@@ -9,6 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from ..bound.together import is_exact
 from ..building.guards import Guards
 from ..candidate import Candidate, NumericContract, why_declined
 from ..case import ATTENTION_OPERATIONS, Case
@@ -18,7 +19,7 @@ from ..execution.eager import unzeroed_allocations
 from ..execution.graphs.errors import DanglingPointer, NotEmulated
 from ..execution.program import run_layers
 from ..verdict import Outcome
-from .answers import Answers, Known, is_exact
+from .answers import Answers, Known
 from .bits import Bits, Seen, have_changed
 from .buffers import InMemory, tensors_of
 from .captures import Captured, Captures, blamed
