@@ -73,9 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument(
         "--modes",
         type=modes,
-        default=("eager",),
+        default=Options.modes,
         metavar="all|MODE,...",
-        help=f"execution modes of drawn cases: all that the target offers, or some of {','.join(MODES)} (eager)",
+        help=f"execution modes of drawn cases: all that the target offers, or some of {','.join(MODES)} (all)",
     )
     fuzz.add_argument("--nightly", action="store_true", help="cover all triples of features, not only all pairs")
     fuzz.add_argument(

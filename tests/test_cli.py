@@ -13,7 +13,7 @@ from pageproof.oracle import cli, environment
 from pageproof.oracle.campaign import Options, Summary, progress, report, runner
 from pageproof.oracle.campaign.findings import Failure, Findings, features_on
 from pageproof.oracle.campaign.pairs import MODEL
-from pageproof.oracle.case import BatchShape, Case, Spec
+from pageproof.oracle.case import MODES, BatchShape, Case, Spec
 
 from . import campaign_helpers as helpers
 
@@ -44,8 +44,10 @@ def test_fuzz_agrees_and_says_what_it_counted(tmp_path: Path, capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1].startswith("4 cases, 0 findings, ")
     assert "Triton interpreted" in printed
+    assert f"\nmodes: eager; reference does not offer {', '.join(MODES[1:])}\n" in printed
     body = json.loads(summary.read_text())
     assert (body["cases"], body["target"], body["device"], body["seed"]) == (4, "reference", "cpu", 0)
+    assert body["modes"] == {"eager": {"cases": 4}}
     assert body["versions"].keys() >= {"python", "torch", "triton", "numpy"}
     assert body["pairs"]["feasible"] > 4000
     assert all(0 <= worst["ratio"] <= 1 for worst in body["worst"] if not worst["output"].endswith(" z"))
@@ -271,8 +273,11 @@ def test_plain_progress_says_everything_once_and_the_status_now_and_then() -> No
         watch(summary)
         summary.notes = ("a note",)
         watch(summary)
+        summary.rows = 3
+        watch(summary)
         watch(summary)
     lines = stream.getvalue().splitlines()
+    assert lines[-2:] == ["a note", f"modes: {', '.join(MODES)}"]
     assert [line for line in lines if line.startswith("fuzz: ")] == lines[:1]
     assert lines.count("a note") == 1
     stream = io.StringIO()

@@ -39,6 +39,7 @@ def test_fuzz_and_replay_in_a_mode(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "modes, what really ran: full 6 replays" in capsys.readouterr().out
     body = json.loads(summary.read_text())
     assert body["modes"] == {"full": {"cases": 2, "replays": 6}}
+    assert [name for name, cases in body["values"]["mode"].items() if cases] == ["full"]
     case = tmp_path / "case.json"
     case.write_text(replace(CASE, mode="full").to_json())
     assert replay(str(case), "--target", "reference", "--in-process") == 125  # it offers plain calls only
@@ -46,9 +47,9 @@ def test_fuzz_and_replay_in_a_mode(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "ours: agrees" in capsys.readouterr().out
 
 
-def test_all_modes_are_drawn_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_modes_are_drawn_unless_some_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = tmp_path / "summary.json"
-    flags = ["--modes", "all", "--device", "cpu", "--cases", "12", "--workers", "1", "--json", str(summary)]
+    flags = ["--device", "cpu", "--cases", "12", "--workers", "1", "--json", str(summary)]
     assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 0
     modes = json.loads(summary.read_text())["modes"]
     assert list(modes) == list(MODES)
@@ -58,7 +59,9 @@ def test_all_modes_are_drawn_and_counted(tmp_path: Path, capsys: pytest.CaptureF
     steps = dispatched["full replays"] + dispatched["piecewise replays"] // 2
     assert steps == 3 * dispatched["cases"]
     assert dispatched["recompilations"] == 0
-    assert "full_and_piecewise" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"\nmodes: {', '.join(MODES)}\n" in printed
+    assert ", full_and_piecewise " in printed
 
 
 def test_a_case_in_the_dispatching_mode_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

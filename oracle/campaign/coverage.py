@@ -46,7 +46,7 @@ def body(summary: Summary) -> dict[str, Any]:
             "rows": summary.rows,
             "missing": sorted(describe(pair) for pair in summary.pairs_missing),
         },
-        "modes": {mode: {"cases": tally.values["mode", mode], **_ran(tally, mode)} for mode in summary.options.modes},
+        "modes": {mode: {"cases": tally.values["mode", mode], **_ran(tally, mode)} for mode in summary.modes},
         "triples": {"covered": summary.triples_covered, "feasible": len(summary.feasible_triples)},
         "values": {name: dict(counts.most_common()) for name, counts in _values(tally).items()},
         "features": {

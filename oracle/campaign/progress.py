@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from .report import opening, status
+from .report import modes_line, opening, status
 from .summary import Summary
 
 if TYPE_CHECKING:
@@ -29,13 +29,14 @@ class Progress(Protocol):
 
 
 class _Once:
-    """What is said once: what runs, and what the workers say of where it runs."""
+    """What is said once: what runs, what the workers say of where it runs, and in which modes."""
 
     def __init__(self) -> None:
         self._said = 0
 
     def lines(self, summary: Summary) -> list[str]:
-        lines = [opening(summary), *summary.notes][self._said :]
+        modes = [modes_line(summary)] if summary.rows else []  # the planner is a worker whose notes have come
+        lines = [opening(summary), *summary.notes, *modes][self._said :]
         self._said += len(lines)
         return lines
 

@@ -30,6 +30,13 @@ def opening(summary: Summary) -> str:
     return f"fuzz: {asked}; {summary.workers} worker{'s' if summary.workers != 1 else ''}\n{versions}"
 
 
+def modes_line(summary: Summary) -> str:
+    """In which modes cases are drawn, and in which not, though they were asked for; known once the rows are."""
+    missing = [mode for mode in summary.options.modes if mode not in summary.modes]
+    lacking = f"; {summary.candidate} does not offer {', '.join(missing)}" if missing else ""
+    return f"modes: {', '.join(summary.modes)}{lacking}"
+
+
 def status(summary: Summary) -> str:
     """One line while it runs."""
     tally = summary.tally

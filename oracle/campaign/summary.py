@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..case import Case
+from ..case import MODES, Case
 from ..verdict import Verdict
 from .event_pairs import Reachable, reachable
 from .events import NONE
@@ -31,7 +31,7 @@ class Options:
     cases: int | None = None  # stop after so many
     findings: Path = Path("findings")
     nightly: bool = False  # cover all triples of features, not only all pairs
-    modes: tuple[str, ...] = ("eager",)  # the execution modes of drawn cases
+    modes: tuple[str, ...] = MODES  # the execution modes of drawn cases, as far as the target offers them
     past: Path | None = None  # where the failing cases of earlier campaigns are, to begin with; None: in `findings`
     shrink_seconds: float = 60.0  # for making findings small, after the last case was drawn; 0: not at all
     case_seconds: float = 180.0  # after which a case counts as timed out; compiling its kernels is included
@@ -69,6 +69,11 @@ class Summary:
     def no_rows(self) -> frozenset[Trait]:
         """Values that no row has."""
         return self.banned | self.left_out
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The execution modes that were asked for and are offered, once the rows are planned."""
+        return tuple(mode for mode in self.options.modes if ("mode", mode) not in self.left_out)
 
     @property
     def pairs_covered(self) -> int:

@@ -94,7 +94,7 @@ def report(sender: Connection, name: str, seed: int, limit: int, device: str) ->
 
 
 def cases(target: Candidate, seed: int, device: str) -> Iterator[Case]:
-    """The cases that `fuzz --seed` gives one worker."""
+    """The cases that `fuzz --modes eager --seed` gives one worker."""
     sizes = sizes_for(device)
     plan = make_plan(target, seed, sizes)
     for group in plan.groups(seed, sizes):
