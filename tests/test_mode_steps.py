@@ -79,7 +79,8 @@ def test_fewer_replays_are_the_first_ones() -> None:
 
 def test_slots_that_are_written_belong_to_one_key() -> None:
     case = Case(batch=BATCH, seed=3)
-    slots, pages = new_slots(case), lay_out(case)
+    pages = lay_out(case)
+    slots = new_slots(case, pages)
     held = np.bincount(pages.slot_of_key)
     assert (held > 1).any()
     assert all(held[slot] == 1 for slot in slots[slots >= 0])

@@ -12,6 +12,7 @@ from ..formats import INTEGERS
 
 SMALL_INPUTS = "the small inputs"  # the name of the memory that holds all of them
 SMALL_BYTES = 1 << 24
+JOINED_BYTES = 1 << 20  # a copy of so many takes no longer than a launch
 
 
 def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
@@ -19,6 +20,9 @@ def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+Pair = tuple[Tensor, Tensor]  # of one shape and dtype
 
 
 @dataclass(frozen=True)
@@ -53,22 +57,19 @@ class Guards:
         small, large = _by_size(watches)
         return Guards(tuple(watches), _end_to_end(small), tuple(watch.memory.clone() for watch in large))
 
-    def changed(self) -> Tensor:
-        """bool, a number on the device: whether a byte is another one that may not be. Does not wait for it."""
+    def pairs(self) -> list[Pair]:
+        """What lies in the memories now, and what they held. What the candidate may write is in both as it was."""
         small, large = _by_size(self.watches)
         now = _end_to_end(small)
         for watch, found, before in zip(small, _apart(now, small), _apart(self.small, small), strict=True):
             if watch.writable:
                 _keep_outputs(watch, found, before)
         pairs = [(_without_outputs(*pair), pair[1]) for pair in zip(large, self.large, strict=True)]
-        if small or not large:
-            pairs.append((now.view(torch.int64), self.small.view(torch.int64)))  # each has a multiple of 16 bytes
-        flags = [(found != before).any() for found, before in pairs]
-        return flags[0] if len(flags) == 1 else torch.stack(flags).any()
+        return [*pairs, (now, self.small)] if small else pairs
 
     def violations(self) -> str | None:
         """Which tensor or guard band changed and where it did first, in one sentence; None if nothing changed."""
-        if not self.changed().item():
+        if not differ(self.pairs()):
             return None
         looked_at = ((watch, _without_outputs(watch, before), before) for watch, before in self._remembered())
         return next(_describe(*found) for found in looked_at if bool((found[1] != found[2]).any()))
@@ -91,7 +92,25 @@ class Guards:
 
 def any_changed(guards: Sequence[Guards]) -> bool:
     """Whether any of them has something to say; the device is waited for once."""
-    return bool(torch.stack([each.changed() for each in guards]).any().item())
+    return differ([pair for each in guards for pair in each.pairs()])
+
+
+def differ(pairs: Sequence[Pair]) -> bool:
+    """Whether the two of any pair differ. The device is waited for once, and few launches serve many small pairs."""
+    joined = [pair for pair in pairs if pair[0].dim() == 1 and pair[0].nbytes <= JOINED_BYTES]
+    alone = [pair for pair in pairs if all(pair is not other for other in joined)]
+    if len(joined) > 1:
+        found, before = (torch.cat([part.view(torch.uint8) for part in side]) for side in zip(*joined, strict=True))
+        joined = [(found, before)]
+    flags = [(found != before).any() for found, before in map(_in_words, [*alone, *joined])]
+    return bool(torch.stack(flags).any() if len(flags) > 1 else flags[0]) if flags else False
+
+
+def _in_words(pair: Pair) -> Pair:
+    """The bytes as integers of eight, where they are a multiple: an eighth as many to compare."""
+    found, before = pair
+    whole = found.dtype == torch.uint8 and found.dim() == 1 and found.nbytes % 8 == 0
+    return (found.view(torch.int64), before.view(torch.int64)) if whole else pair
 
 
 def _by_size(watches: Sequence[Watch]) -> tuple[list[Watch], list[Watch]]:

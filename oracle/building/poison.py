@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..case import Case
+from ..case import FLOAT8, Case
 from ..formats import INTEGERS
 from .pages import Bools, Ints, Pages
 
@@ -69,6 +69,11 @@ def slot_bits(case: Case, slot_class: int, dtype: torch.dtype) -> int:
     if nan:
         return -1
     return int(torch.tensor(_FINITE, dtype=dtype).view(INTEGERS[dtype.itemsize]))
+
+
+def hides_nan(case: Case) -> bool:
+    """Whether the slot of a key that nobody may see holds a NaN."""
+    return _TIER_OF_CLASS[HIDDEN] in case.poison and ("e" in case.poison or case.spec.kv_dtype != FLOAT8)
 
 
 def fill_pool_(memory: Tensor, case: Case, dtype: torch.dtype) -> None:

@@ -16,8 +16,17 @@ from ..formats import FLOAT8_LARGEST
 from .guards import Guards
 from .hashing import Terms, hashed, host_choice, index_terms, normals, split
 from .memory import Pack
-from .pages import Ints
+from .pages import Ints, Pages
+from .poison import Slots
 from .rule_values import scales
+
+
+@dataclass(frozen=True)
+class KeySlots:
+    """Where the keys of an attention case lie, and which of their slots may be read; on the host."""
+
+    pages: Pages
+    slots: Slots
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Problem:
     outputs: dict[str, Tensor]  # what it must write: out and lse, or the caches; empty for merge_states
     guards: Guards
     pristine: dict[str, Tensor] = field(default_factory=dict)  # copies of caches that are written, from before
+    key_slots: KeySlots | None = None  # of attention
 
 
 class Draws:

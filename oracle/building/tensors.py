@@ -22,7 +22,7 @@ from .layouts import Layout, row_layout
 from .memory import Pack, Pools, place, place_pools
 from .pages import HUGE_PAGE, Ints, Pages, lay_out, poison_table, readable_keys
 from .poison import READABLE, Slots, classify, sentinel_bits, slot_bits
-from .problem import Draws, Problem, add_scales, narrowed, scales_of
+from .problem import Draws, KeySlots, Problem, add_scales, narrowed, scales_of
 from .query_bias import BiasPlan, make_bias, plan_bias
 from .rule_values import alibi_slopes, sinks, softmax_scale
 from .writes import build_merge, build_update
@@ -73,7 +73,7 @@ def _build_attention(case: Case, device: torch.device) -> Problem:
         "scales": scales_of(small),
     }
     watches = [Watch(SMALL_INPUTS, memory, small), *bias_watches, *input_watches, *pools.watches, *output_watches]
-    return Problem(case, arguments, outputs, Guards.over(watches))
+    return Problem(case, arguments, outputs, Guards.over(watches), key_slots=KeySlots(pages, slots))
 
 
 def _with_row_pitch(case: Case, table: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.passes.split_module import split_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .graphs import collection
 from .program import Step, Tensors, run_layers
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Compiled:
             return run_layers(layers)
 
         self._step = torch.compile(step, fullgraph=True, dynamic=False, backend=self._compile)
-        self.outputs, self.results = self._step()
+        with collection.paused():  # what the compiler allocates would set it off many times
+            self.outputs, self.results = self._step()
         if self._names is None:
             raise OperatorsMoved("compiled: nothing was compiled")
         if self._names != plain.names:

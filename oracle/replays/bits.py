@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..bound.together import is_exact
-from ..building.guards import Guards
+from ..building.guards import Guards, differ
 from .answers import Known
 from .captures import Captured
 from .complaints import Complaint, Outputs, bytes_of, in_layer, other_bits
@@ -71,5 +70,4 @@ def have_changed(guards: Sequence[Guards], seen: Sequence[Seen]) -> bool:
     """Whether any byte is another one than it has to be; the device is waited for once."""
     if any(len(each.found) != len(each.wanted) for each in seen):
         return True
-    flags = [layer.changed() for layer in guards] + [(each.found != each.wanted).any() for each in seen]
-    return bool(torch.stack(flags).any())
+    return differ([pair for layer in guards for pair in layer.pairs()] + [(each.found, each.wanted) for each in seen])

@@ -88,6 +88,8 @@ class Matrix:
             known = Known(replay, wanted, Kept.of(self._plain_outputs(wanted)))
             if self.steps.replayed.count(step) > 1:
                 self.known[step] = known
+        else:
+            self._wait()
         bucket.last = step
         return self._judged(replay, known, guards, dangling)
 
@@ -143,10 +145,10 @@ class Matrix:
         return also or replay.blamed(found, self.case.mode, len(self.steps.replayed))
 
     def _run(self, taken: Captured) -> Complaint | None:
+        """Without waiting for the device: whoever asks it next does."""
         try:
             with blamed():
                 self.captures.run(taken)
-                self.machine.backend.synchronize()
         except DanglingPointer as error:
             return Complaint(outcome=Outcome.DIFFERS, reason=str(error))
         return None
@@ -168,8 +170,13 @@ class Matrix:
             layer.unwrite()
         with blamed(), unzeroed_allocations():
             outputs, _ = run_layers([layer.program(self.candidate.call) for layer in wanted])
-            self.machine.backend.synchronize()
+        self._wait()
         return outputs
+
+    def _wait(self) -> None:
+        """For all that the candidate has issued, on whatever stream; what fails by then is its fault."""
+        with blamed():
+            self.machine.backend.synchronize()
 
 
 def _churn(wanted: Sequence[InMemory]) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...reference.problem import Scales
-from ..building.pages import Ints, lay_out
+from ..building.pages import Ints, Pages
+from ..building.poison import hides_nan
 from ..building.problem import Problem
 from ..case import FLOAT8, Case, Spec
 from ..checks.memory import bits_of, sent
@@ -50,9 +51,9 @@ class Writing:
             bits_of(caches[name])[self.blocks, self.offsets] = bits
 
 
-def new_slots(case: Case) -> Ints:
+def new_slots(case: Case, pages: Pages) -> Ints:
     """[num_tokens]: the slot of each token's own key; -1 where it has none, or where other keys lie in it as well."""
-    pages, slots = lay_out(case), np.full(case.batch.num_tokens, -1, dtype=np.int64)
+    slots = np.full(case.batch.num_tokens, -1, dtype=np.int64)
     query_lens, seq_lens = (np.array(lens, dtype=np.int64) for lens in (case.batch.query_lens, case.batch.seq_lens))
     requests = np.repeat(np.arange(len(query_lens)), query_lens)
     starts = seq_lens - query_lens - (np.cumsum(query_lens) - query_lens)
@@ -69,40 +70,40 @@ def writing_of(problem: Problem, caches: Mapping[str, Tensor], *, rewrites: bool
     rewrites: the slots hold other values until then, those of tokens that were rejected; else NaN.
     """
     case, first = problem.case, next(iter(caches.values()))
-    numbers = new_slots(case)
-    written = numbers[numbers >= 0]
-    places = np.stack((np.flatnonzero(numbers >= 0), written, *np.divmod(written, case.spec.block_size)))
-    tokens, slots, blocks, offsets = sent(places, first.device).unbind()
+    numbers = _finite_slots(problem)
+    written = np.flatnonzero(numbers >= 0)
+    places = numbers, written, *np.divmod(numbers[written], case.spec.block_size)
+    mapping, tokens, blocks, offsets = sent(np.concatenate(places), first.device).split([*map(len, places)])
     held = {name: bits_of(cache)[blocks, offsets] for name, cache in caches.items()}
-    visible = _finite(torch.cat([bits.flatten(1) for bits in held.values()], dim=1).view(first.dtype))
-    mapping = torch.full((len(numbers),), -1, dtype=torch.int64, device=first.device)
-    mapping[tokens] = torch.where(visible, slots, -1)
     scales = problem.arguments["scales"]
+    rows = {name: bits.view(first.dtype) for name, bits in held.items()}
     return Writing(
         operation=update_of(case).spec.operation,
-        rows=_rows(
-            case.spec, {name: bits.view(first.dtype) for name, bits in held.items()}, tokens, scales, len(numbers)
-        ),
+        rows=_rows(case.spec, rows, tokens, scales, len(numbers)),
         slot_mapping=mapping,
         scales=None if scales is None else Scales(k=scales.k, v=None if case.spec.is_mla else scales.v),
         blocks=blocks,
         offsets=offsets,
         finished=held,
-        stale={name: _other_bits(bits, visible, rewrites=rewrites) for name, bits in held.items()},
+        stale={name: _other_bits(bits, rewrites=rewrites) for name, bits in held.items()},
     )
 
 
-def _finite(rows: Tensor) -> Tensor:
-    """[rows] bool, by their largest element, which is NaN where any is."""
-    return rows.float().abs().amax(1) < torch.inf
+def _finite_slots(problem: Problem) -> Ints:
+    """`new_slots`, but -1 for those of which nobody may see the key, where they hold NaN."""
+    case, key_slots = problem.case, problem.key_slots
+    assert key_slots is not None
+    numbers = new_slots(case, key_slots.pages)
+    if not hides_nan(case):
+        return numbers
+    readable = np.zeros(key_slots.pages.num_blocks * case.spec.block_size + 1, dtype=bool)  # the last one is that of -1
+    readable[key_slots.slots.written] = True
+    return np.where(readable[numbers], numbers, -1)
 
 
-def _other_bits(bits: Tensor, rows: Tensor, *, rewrites: bool) -> Tensor:
-    """The bits with others in these rows: of the negative values, or NaN."""
-    here = rows.view(-1, *[1] * (bits.dim() - 1))
-    if rewrites:
-        return torch.where(here, bits ^ _SIGN_BITS[bits.element_size()], bits)
-    return bits.masked_fill(here, _all_ones(bits))
+def _other_bits(bits: Tensor, *, rewrites: bool) -> Tensor:
+    """Others: of the negative values, or NaN."""
+    return bits ^ _SIGN_BITS[bits.element_size()] if rewrites else torch.full_like(bits, _all_ones(bits))
 
 
 def _all_ones(bits: Tensor) -> int:

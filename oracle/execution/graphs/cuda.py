@@ -59,7 +59,6 @@ class CudaGraph:
         self._scope = contextlib.ExitStack()
         # The graph itself is kept beside its executable form: its nodes are counted.
         self._graph: torch.cuda.CUDAGraph | None = torch.cuda.CUDAGraph(keep_graph=True)
-        torch.cuda.synchronize(backend.device)
         self._scope.enter_context(collection.paused())
         self._scope.enter_context(torch.cuda.device(backend.device))
         self._scope.enter_context(torch.cuda.stream(backend.stream))
