@@ -27,11 +27,16 @@ def place(
     case: Case, layouts: Sequence[Layout], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, list[Tensor]]:
     """Guarded memory that holds these layouts, as integers, and their views in `dtype`: all guard bytes as yet."""
-    integers = INTEGERS[dtype.itemsize]
+    memory, views = _reserve(layouts, dtype, device)
+    memory.fill_(guard_bits(case, dtype.itemsize))
+    return memory, views
+
+
+def _reserve(layouts: Sequence[Layout], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+    """The same, holding whatever lay there."""
     band = BAND_BYTES // dtype.itemsize
     end = max(layout.end for layout in layouts)
-    memory = torch.empty(band + (end + 15) // 16 * 16 + band, dtype=integers, device=device)
-    memory.fill_(guard_bits(case, dtype.itemsize))
+    memory = torch.empty(band + (end + 15) // 16 * 16 + band, dtype=INTEGERS[dtype.itemsize], device=device)
     floats = memory.view(dtype)
     return memory, [layout.view(floats, band) for layout in layouts]
 
@@ -63,7 +68,7 @@ def place_pools(case: Case, num_blocks: int, dtype: torch.dtype, device: torch.d
             views = [memory.view(dtype) for memory in memories]
             watches = [] if writable else [Watch(name, memory) for name, memory in zip(here, memories, strict=True)]
         else:
-            whole, views = place(case, layouts, dtype, device)
+            whole, views = _reserve(layouts, dtype, device)  # the bands are filled as the pages are
             memories = [whole]
             watches = [Watch(" and ".join(here), whole, dict(zip(here, views, strict=True)), writable)]
         for memory in memories:

@@ -28,7 +28,7 @@ class BiasPlan:
     """What the host knows of a query bias, token by token of the requests."""
 
     hidden: Bools  # [num_live_tokens]: no row of the token's request sees the token's own key
-    arrays: dict[str, NDArray[np.generic]]  # [num_tokens] each, for `make`
+    arrays: dict[str, NDArray[np.generic]]  # [num_tokens] each but for the columns, for `make_bias`
 
 
 def plan_bias(case: Case) -> BiasPlan | None:
@@ -42,7 +42,12 @@ def plan_bias(case: Case) -> BiasPlan | None:
     lengths[:live] = np.repeat(query_lens, query_lens)
     rows[:live] = np.arange(live) - np.repeat(np.cumsum(query_lens) - query_lens, query_lens)
     drawn = host_hashes(case.seed, "query bias", live)
-    arrays: dict[str, NDArray[np.generic]] = {"bias/rows": rows, "bias/lengths": lengths}
+    arrays: dict[str, NDArray[np.generic]] = {
+        "bias/rows": rows,
+        "bias/lengths": lengths,
+        "bias/firsts": np.arange(len(rows)) - rows,
+        "bias/columns": np.arange(case.spec.bias_width, dtype=np.int32),
+    }
     if case.spec.query_bias == "dense":
         hidden = (drawn % np.uint32(16) == 0) & (rows[:live] < case.spec.bias_width)
         arrays["bias/hidden"] = np.append(hidden, np.zeros(len(rows) - live, dtype=bool)).astype(np.int32)
@@ -63,7 +68,8 @@ def _plan_tree(case: Case, drawn: NDArray[np.uint32], arrays: dict[str, NDArray[
         hidden[own] = _hidden_in_tree(case, blind[own], enters[own], exits[own])
         start += query_len
     arrays |= {"bias/enters": enters, "bias/exits": exits}
-    arrays["bias/blind"] = np.append(blind, np.zeros(len(enters) - live, dtype=bool)).astype(np.int32)
+    blind = np.append(blind, np.zeros(len(enters) - live, dtype=bool))  # and no interval begins at -1 or before
+    arrays |= {"bias/blind": blind.astype(np.int32), "bias/looks_from": np.where(blind, -1, enters).astype(np.int32)}
     return BiasPlan(hidden, arrays)
 
 
@@ -113,19 +119,17 @@ def _hidden_in_tree(case: Case, blind: Bools, enters: NDArray[np.int32], exits: 
 
 def make_bias(case: Case, values: Tensor | None, small: Mapping[str, Tensor]) -> Tensor:
     """[num_tokens, bias_width] float32; NaN where there is no such token or key. `values`: normal, for a dense one."""
-    rows, lengths = small["bias/rows"][:, None], small["bias/lengths"][:, None]
-    columns = torch.arange(case.spec.bias_width, dtype=torch.int32, device=rows.device)[None, :]
-    real = columns < lengths
-    tokens = torch.arange(rows.shape[0], device=rows.device)[:, None] - rows + columns
-    tokens = tokens.clamp(max=max(rows.shape[0] - 1, 0))  # of each column's key; anything where it is not real
+    rows, lengths, firsts = (small[f"bias/{name}"][:, None] for name in ("rows", "lengths", "firsts"))
+    columns = small["bias/columns"][None, :]
+    tokens = (firsts + columns).clamp_(max=max(len(rows) - 1, 0))  # of each column's key; anything where there is none
     if values is None:
-        enters = small["bias/enters"]
-        visible = (enters[tokens] <= enters[:, None]) & (enters[:, None] < small["bias/exits"][tokens])
-        bias = torch.where(visible & (small["bias/blind"][:, None] == 0), 0.0, -torch.inf)
+        looks_from = small["bias/looks_from"][:, None]
+        visible = (small["bias/enters"][tokens] <= looks_from) & (looks_from < small["bias/exits"][tokens])
+        bias = torch.where(visible, 0.0, -torch.inf)
     else:
         hole = (values.abs() < _HOLE) & (columns != rows) | (small["bias/hidden"][tokens] != 0)
         bias = values * 2.0
         if case.recipe == "extreme":
             bias = bias * torch.where(values.abs() > 2.25, 64.0, 1.0)
-        bias = bias.masked_fill(hole, -torch.inf)
-    return bias.float().masked_fill(~real, torch.nan if "d" in case.poison else 0.0)
+        bias.masked_fill_(hole, -torch.inf)
+    return bias.masked_fill_(columns >= lengths, torch.nan if "d" in case.poison else 0.0)
