@@ -236,3 +236,23 @@ def test_every_byte_is_put_back(operation: str) -> None:
         watch.memory.bitwise_not_()
     problem.guards.put_back()
     assert all(watch.memory.equal(before) for watch, before in zip(watches, built, strict=True))
+
+
+@pytest.mark.parametrize("joined", [0, guards.JOINED_BYTES])
+def test_one_byte_of_one_pair_is_a_difference(joined: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "JOINED_BYTES", joined)
+    shapes = (
+        ((24,), torch.uint8),
+        ((5,), torch.uint8),
+        ((0,), torch.uint8),
+        ((7,), torch.int16),
+        ((3, 4), torch.int32),
+    )
+    pairs = [(torch.ones(shape, dtype=dtype), torch.ones(shape, dtype=dtype)) for shape, dtype in shapes]
+    assert not guards.differ(pairs)
+    assert not guards.differ([])
+    for found, _ in pairs:
+        for element in (0, -1) if found.numel() else ():
+            found.view(-1)[element] = 0
+            assert guards.differ(pairs)
+            found.view(-1)[element] = 1

@@ -88,6 +88,24 @@ def test_slots_that_are_written_belong_to_one_key() -> None:
     assert slots[0] == pages.slot_of_key[32]
 
 
+@pytest.mark.parametrize("poison", ["abcde", "abde", "abcd"])
+@pytest.mark.parametrize("float8", [False, True])
+def test_the_slot_of_a_key_that_nobody_sees_is_written_unless_it_holds_nan(poison: str, float8: bool) -> None:
+    spec = Spec(query_bias="dense", bias_width=16, kv_dtype="float8_e4m3fn" if float8 else "")
+    batch, hidden = BatchShape(query_lens=(16, 12), seq_lens=(20, 12)), 0
+    for seed in range(8):
+        case = Case(spec=spec, batch=batch, mode="full", poison=poison, seed=seed)
+        step = next(step for step in steps_of(case).replayed if step.profile == OWN)
+        memory = tensors_of(step, CPU, updates=True)
+        slots = new_slots(step.case, lay_out(step.case))
+        rows = torch.cat([cache.float().flatten(0, 1).flatten(1) for cache in memory.caches.values()], dim=1)
+        finite = torch.from_numpy(slots >= 0) & rows[torch.from_numpy(slots)].isfinite().all(1)
+        assert memory.writing is not None
+        assert memory.writing.slot_mapping.tolist() == torch.where(finite, torch.from_numpy(slots), -1).tolist()
+        hidden += int((slots >= 0).sum() - finite.sum())
+    assert (hidden > 0) == ("c" in poison and ("e" in poison or not float8))
+
+
 @pytest.mark.parametrize("spec", [Spec(dtype="float16"), Spec(), MLA], ids=["float16", "bfloat16", "mla"])
 @pytest.mark.parametrize("float8", [False, True])
 def test_the_update_of_a_step_leaves_the_caches_as_they_were_built(spec: Spec, float8: bool) -> None:
