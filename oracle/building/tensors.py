@@ -22,7 +22,7 @@ from .layouts import Layout, row_layout
 from .memory import Pack, Pools, place, place_pools
 from .pages import HUGE_PAGE, Ints, Pages, lay_out, poison_table, readable_keys
 from .poison import READABLE, Slots, classify, sentinel_bits, slot_bits
-from .problem import Draws, KeySlots, Problem, add_scales, narrowed, scales_of
+from .problem import Draws, KeySlots, Problem, add_scales, narrowed, scales_of, store_
 from .query_bias import BiasPlan, make_bias, plan_bias
 from .rule_values import alibi_slopes, sinks, softmax_scale
 from .writes import build_merge, build_update
@@ -162,7 +162,7 @@ def _place_inputs(
         memory, (tensor,) = place(case, [row_layout(case, tuple(values[name].shape))], dtype, device)
         rows = slice(None) if weight or "d" not in case.poison else slice(live)
         wanted = values[name][rows] * _weight_unit(spec) if weight else values[name][rows]
-        tensor[rows].copy_(narrowed(wanted, dtype))
+        store_(tensor[rows], wanted)
         placed[name] = tensor
         watches.append(Watch(name, memory, {name: tensor}))
     return placed, watches

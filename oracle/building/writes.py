@@ -17,7 +17,7 @@ from .hashing import hashed, host_hashes, index_terms, normals
 from .layouts import row_layout
 from .memory import Pack, place, place_pools
 from .pages import Pages, lay_out
-from .problem import Draws, Problem, add_scales, scales_of
+from .problem import Draws, Problem, add_scales, scales_of, store_
 
 _SKIPS = np.array([-1, -1, -2, -(2**31), -(2**40)], dtype=np.int64)
 
@@ -125,7 +125,7 @@ def _place_rows(
         layout = row_layout(case, tuple(values.shape), misaligned=name in ("value", "out_b", "lse_b"))
         memory, (tensor,) = place(case, [layout], dtype, device)
         written = slice(live) if "d" in case.poison else slice(None)
-        tensor[written].copy_(values[written].to(dtype))
+        store_(tensor[written], values[written])
         placed[name] = tensor
         watches.append(Watch(name, memory, {name: tensor}))
     return placed, watches
