@@ -15,7 +15,7 @@ the narrower bounds of `bound/statistics.py`, and the z scores of rows and of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -78,7 +78,7 @@ def ratios_by_case(actual: dict[str, Tensor], expected: Expected, num_tokens: Se
 
 
 @torch.no_grad()
-def ratios_of_caches(pairs: Sequence[tuple[dict[str, Tensor], Expected]]) -> list[Ratios | None]:
+def ratios_of_caches(pairs: Sequence[tuple[Mapping[str, Tensor], Expected]]) -> list[Ratios | None]:
     """The same of (pools as they are, what they should be), one after the other; also in one transfer."""
     flags = [
         torch.stack([_errors(actual[name], expected, name).ratio for name in expected.values])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .adapters import target_of
-from .bound.evaluate import Expected, evaluate
+from .bound.evaluate import Expected
+from .bound.statistics import why_not_generic
+from .bound.together import footprint
 from .building.problem import Problem
 from .building.tensors import build
 from .candidate import Candidate, NumericContract, why_declined
@@ -22,23 +24,11 @@ from .checks import CandidateError, Session, ask
 from .compare import Ratios, compare
 from .diagnose import with_hints
 from .execution.eager import run
-from .replays import judge_replays
+from .questions import Question, Reply, ask_together
+from .replays import Replayed, run_replays
 from .verdict import Outcome, Verdict, gravest
 
 SHOWN_TRACEBACK_LINES = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A case that the candidate has run, before anything is asked of what came of it."""
-
-    candidate: Candidate
-    contract: NumericContract
-    problem: Problem
-    actual: dict[str, Tensor]  # the outputs by name, in the memory the candidate wrote them to
-
-    def verdict(self, outcome: Outcome, **rest: Any) -> Verdict:
-        return _of(self.problem.case, self.candidate)(outcome=outcome, **rest)
 
 
 def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") -> Verdict:
@@ -49,11 +39,90 @@ def judge(case: Case, candidate: Candidate, device: torch.device | str = "cpu") 
     means nothing.
     """
     begun = begin(case, candidate, device)
-    return finish(begun) if isinstance(begun, Run) else begun
+    return begun if isinstance(begun, Verdict) else finish(begun)
 
 
-def begin(case: Case, candidate: Candidate, device: torch.device | str) -> Run | Verdict:
-    """Build the case and let the candidate run it. A verdict: there is nothing to compare, or that is done already."""
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A plain call of a case, before anything is asked of what came of it."""
+
+    candidate: Candidate
+    contract: NumericContract
+    problem: Problem
+    actual: dict[str, Tensor]  # the outputs by name, in the memory the candidate wrote them to
+
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory, and its evaluation will, roughly."""
+        return footprint(self.problem)
+
+    def questions(self) -> list[Question]:
+        """To be asked only where its guards hold: what has changed may be what the answer would be made of."""
+        generic = why_not_generic(self.problem.case, self.contract) is None
+        return [Question(problem=self.problem, contract=self.contract, actual=self.actual, generic=generic)]
+
+    def violation(self) -> Verdict | None:
+        """What the candidate has done to what is not its own, if anything."""
+        try:
+            words = self.problem.guards.violations()
+        except torch.OutOfMemoryError:
+            raise  # this request was the oracle's own
+        except Exception as error:  # a fault of the device that shows only now
+            return self._verdict(Outcome.CRASHED, reason=_last_lines(error))
+        return self._verdict(Outcome.OUT_OF_BOUNDS, reason=words) if words else None
+
+    def verdict(self, replies: Sequence[Reply]) -> Verdict:
+        """Given the reply to its question; and what else the case is asked."""
+        (reply,) = replies
+        if reply.ratios is not None:
+            return self._asked_more(reply.expected, reply.ratios)
+        mismatches, ratios = compare(self.actual, reply.expected, self.problem)
+        if not mismatches:
+            return self._asked_more(reply.expected, ratios)
+        mismatches = with_hints(self.problem, self.actual, reply.expected, mismatches)
+        check = mismatches[0].check
+        return self._verdict(gravest(mismatches), check=check, mismatches=mismatches, ratios=ratios)
+
+    def _asked_more(self, expected: Expected, ratios: Ratios) -> Verdict:
+        """Of outputs that are right: what the check that the case names has to say."""
+        case = self.problem.case
+        try:
+            finding = ask(Session(self.candidate, self.contract, self.problem, self.actual, expected))
+        except CandidateError as error:
+            return self._verdict(Outcome.CRASHED, check=case.check, reason=_last_lines(error.__cause__ or error))
+        if finding is not None:
+            return self._verdict(finding.outcome, check=case.check, reason=finding.reason, ratios=ratios)
+        return self._verdict(Outcome.AGREES, ratios=ratios)
+
+    def _verdict(self, outcome: Outcome, **rest: Any) -> Verdict:
+        return _of(self.problem.case, self.candidate)(outcome=outcome, **rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayRun:
+    """The same of a case in a mode other than eager: every step of it ran, and was looked at but for its values."""
+
+    candidate: Candidate
+    case: Case
+    replayed: Replayed
+
+    @property
+    def bytes(self) -> int:
+        return self.replayed.bytes
+
+    def questions(self) -> list[Question]:
+        return self.replayed.questions()
+
+    def verdict(self, replies: Sequence[Reply]) -> Verdict:
+        try:
+            judgement = self.replayed.judgement(replies)
+        except CandidateError as error:
+            return _crashed_again(self.case, self.candidate, error)
+        return _of(self.case, self.candidate)(**vars(judgement))
+
+
+def begin(case: Case, candidate: Candidate, device: torch.device | str) -> Run | ReplayRun | Verdict:
+    """Build the case and let the candidate run it. A verdict: there is nothing to ask the reference."""
     verdict = _of(case, candidate)
     if (reason := why_invalid(case)) is not None:
         raise ValueError(f"case: {reason}")
@@ -67,10 +136,12 @@ def begin(case: Case, candidate: Candidate, device: torch.device | str) -> Run |
         return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error))
     if case.mode != MODES[0]:
         try:
-            judgement = judge_replays(case, candidate, contract, torch.device(device))
+            replayed = run_replays(case, candidate, contract, torch.device(device))
         except CandidateError as error:
-            return verdict(outcome=Outcome.CRASHED, reason=_last_lines(error.__cause__ or error))
-        return verdict(**vars(judgement))
+            return _crashed_again(case, candidate, error)
+        if isinstance(replayed, Replayed):
+            return ReplayRun(candidate=candidate, case=case, replayed=replayed)
+        return verdict(**vars(replayed))
     problem = build(case, torch.device(device))
     try:
         actual = run(candidate, problem)
@@ -79,36 +150,17 @@ def begin(case: Case, candidate: Candidate, device: torch.device | str) -> Run |
     return Run(candidate=candidate, contract=contract, problem=problem, actual=actual)
 
 
-def finish(begun: Run) -> Verdict:
-    """Compare what the candidate has left with what is right, and ask what else the case is asked."""
-    problem = begun.problem
-    try:
-        violation = problem.guards.violations()
-    except torch.OutOfMemoryError:
-        raise  # this request was the oracle's own
-    except Exception as error:  # a fault of the device that shows only now
-        return begun.verdict(Outcome.CRASHED, reason=_last_lines(error))
-    if violation:  # what has changed may be what the answer would be made of
-        return begun.verdict(Outcome.OUT_OF_BOUNDS, reason=violation)
-    expected = evaluate(problem, begun.contract)
-    mismatches, ratios = compare(begun.actual, expected, problem)
-    if mismatches:
-        mismatches = with_hints(problem, begun.actual, expected, mismatches)
-        check = mismatches[0].check
-        return begun.verdict(gravest(mismatches), check=check, mismatches=mismatches, ratios=ratios)
-    return ask_more(begun, expected, ratios)
+def finish(begun: Run | ReplayRun) -> Verdict:
+    """Ask the reference about this case alone."""
+    if isinstance(begun, Run) and (violation := begun.violation()) is not None:
+        return violation
+    return begun.verdict(ask_together(begun.questions()))
 
 
-def ask_more(begun: Run, expected: Expected, ratios: Ratios) -> Verdict:
-    """Of a case whose outputs are right: what the check that it names has to say."""
-    case = begun.problem.case
-    try:
-        finding = ask(Session(begun.candidate, begun.contract, begun.problem, begun.actual, expected))
-    except CandidateError as error:
-        return begun.verdict(Outcome.CRASHED, check=case.check, reason=_last_lines(error.__cause__ or error))
-    if finding is not None:
-        return begun.verdict(finding.outcome, check=case.check, reason=finding.reason, ratios=ratios)
-    return begun.verdict(Outcome.AGREES, ratios=ratios)
+def _crashed_again(case: Case, candidate: Candidate, error: CandidateError) -> Verdict:
+    """Raised by the candidate in one of several runs; the cause is what it raised."""
+    reason = _last_lines(error.__cause__ or error)
+    return _of(case, candidate)(outcome=Outcome.CRASHED, reason=reason)
 
 
 def _of(case: Case, candidate: Candidate) -> Callable[..., Verdict]:

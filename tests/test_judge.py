@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pageproof.oracle import BatchShape, Case, NumericContract, Outcome, Spec, judge
+from pageproof.oracle import BatchShape, Case, NumericContract, Outcome, Spec, judge, questions
 from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.building.guards import Guards
 from pageproof.oracle.case import OPERATIONS, RECIPES
@@ -195,17 +195,14 @@ def test_merge_that_returns_the_wrong_dtype_or_nothing() -> None:
 
 
 def test_candidate_runs_before_the_answer_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    import pageproof.oracle.judging  # noqa: F401
-
-    module = sys.modules["pageproof.oracle.judging"]
     order = []
-    evaluate = module.evaluate
+    evaluate = questions.evaluate_together
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **named: Any) -> Any:
         order.append("evaluate")
-        return evaluate(*args)
+        return evaluate(*args, **named)
 
-    monkeypatch.setattr(module, "evaluate", watched)
+    monkeypatch.setattr(questions, "evaluate_together", watched)
     judge(ATTENTION, Spoiled(lambda arguments, returned: order.append("call")))
     assert order == ["call", "evaluate"]
 

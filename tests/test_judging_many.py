@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from pageproof.oracle import Case, Spec, judge, judging_many
+from pageproof.oracle import Case, Spec, judge, judging_many, questions
 from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.campaign import lengths, worker
 from pageproof.oracle.campaign.lengths import INTERPRETED
@@ -113,20 +113,20 @@ def test_what_differs_within_a_compile_key_is_each_case_s_own(
 
 def test_cases_of_one_kernel_are_evaluated_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    evaluate = judging_many.evaluate_together
+    evaluate = questions.evaluate_together
 
     def counted(problems: Any, *rest: Any, **others: Any) -> Any:
         asked.append(len(problems))
         return evaluate(problems, *rest, **others)
 
-    monkeypatch.setattr(judging_many, "evaluate_together", counted)
+    monkeypatch.setattr(questions, "evaluate_together", counted)
     cases = [Case(spec=replace(SPEC, sliding_window=1 + n % 5), batch=BATCH, seed=n) for n in range(20)]
     list(judge_many(cases, Reference(), "cpu", at=lambda _: None))
     assert asked == [16, 4]
     asked.clear()
     monkeypatch.setattr(judging_many, "WAITING_BYTES", 1)
     list(judge_many(cases, Reference(), "cpu", at=lambda _: None))
-    assert asked == []
+    assert asked == [1] * 20
 
 
 class Heard:
@@ -198,10 +198,14 @@ def test_an_evaluation_that_fails_loses_no_case(
 ) -> None:
     made, heard = a_worker(tmp_path, monkeypatch, "reference")
 
-    def failing(*_: Any, **__: Any) -> Any:
-        raise error
+    evaluate = questions.evaluate_together
 
-    monkeypatch.setattr(judging_many, "evaluate_together", failing)
+    def failing(problems: Any, *rest: Any, **others: Any) -> Any:
+        if len(problems) > 1:
+            raise error
+        return evaluate(problems, *rest, **others)
+
+    monkeypatch.setattr(questions, "evaluate_together", failing)
     made.run(Assignment(group=Plain(seed=0, index=0, count=12)))
     (report,) = heard.messages
     assert (report.done, report.tally.cases) == (True, 12)

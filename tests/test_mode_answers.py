@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from pageproof.oracle import BatchShape, Case, Outcome, Spec, judge
+from pageproof.oracle import BatchShape, Case, Outcome, Spec, judge, questions
 from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.case import MODES
 from pageproof.oracle.replays import answers
@@ -106,13 +106,13 @@ def judged(candidate: Planted, device: str = "cpu", case: Case = CASE) -> Verdic
 def asked(monkeypatch: pytest.MonkeyPatch, candidate: Planted) -> list[tuple[int, int]]:
     """(steps, calls of the candidate until then) of each time that the reference is asked."""
     log = []
-    original = answers.evaluate_together
+    original = questions.evaluate_together
 
     def watched(problems: Any, *args: Any, **named: Any) -> Any:
         log.append((len(problems), candidate.calls))
         return original(problems, *args, **named)
 
-    monkeypatch.setattr(answers, "evaluate_together", watched)
+    monkeypatch.setattr(questions, "evaluate_together", watched)
     return log
 
 

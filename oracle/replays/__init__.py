@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .judging import Judgement, judge_replays
+from .judging import Judgement, Replayed, run_replays
 
-__all__ = ["Judgement", "judge_replays"]
+__all__ = ["Judgement", "Replayed", "run_replays"]

@@ -6,16 +6,17 @@ for bit. So no answer is in memory before the candidate has run all steps that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..bound.evaluate import Expected, evaluate, evaluate_together
+from ..bound.evaluate import Expected
 from ..bound.statistics import why_not_generic
-from ..bound.together import footprint, is_exact
+from ..bound.together import footprint
 from ..candidate import NumericContract
-from ..compare import Ratios, ratios_by_case
+from ..compare import Ratios
+from ..questions import Question, Reply, ask_together
 from .buffers import InMemory
-from .complaints import Kept, end_to_end
+from .complaints import Kept
 from .replay import Replay
 
 WAITING_BYTES = 1 << 30  # of steps that wait, and of what their evaluation will take, roughly
@@ -54,59 +55,54 @@ class Answers:
         self._waiting.append(known)
 
     @property
+    def bytes(self) -> int:
+        """What the waiting steps take, and their evaluation will, roughly."""
+        return sum(known.bytes for known in self._waiting)
+
+    @property
     def is_due(self) -> bool:
         """Whether what waits takes as much memory as it may."""
-        return sum(known.bytes for known in self._waiting) > WAITING_BYTES
+        return self.bytes > WAITING_BYTES
+
+    def questions(self) -> list[Question]:
+        """Of all steps that wait, their layers one after the other."""
+        return [question for known in self._waiting for question in self._about(known)]
+
+    def hear(self, replies: Sequence[Reply]) -> list[Known]:
+        """The replies to these. Steps that have to be looked at one by one, in order; the others agree."""
+        heard, waiting = iter(replies), self._waiting
+        self._waiting = []
+        return [known for known in waiting if not self._agrees(known, [next(heard) for _ in self._contracts])]
 
     def settle(self) -> list[Known]:
-        """Ask of all steps that wait. Those that have to be looked at one by one, in order; the others agree."""
-        waiting, self._waiting = self._waiting, []
-        doubtful: list[Known] = []
-        for group, layer, whole in self._asked(waiting):
-            outputs = end_to_end([known.plain for known in group], layer)
-            num_tokens = [known.replay.step.case.batch.num_tokens for known in group]
-            by_step = [None] * len(group) if outputs is None else ratios_by_case(outputs, whole, num_tokens)
-            for known, ratios in zip(group, by_step, strict=True):
-                if ratios is None:
-                    doubtful.append(known)
-                else:
-                    self.keep(ratios)
-        return [known for known in waiting if any(known is other for other in doubtful)]
+        """Ask of all steps that wait, and hear the replies."""
+        return self.hear(ask_together(self.questions()))
 
     def ask(self, known: Known) -> None:
         """Of one step alone, unless its answer is there already."""
-        if known.expected:
-            return
-        if is_exact(known.replay.step.case.spec):
-            layers = zip(known.as_built(), self._contracts, strict=True)
-            known.expected = [evaluate(layer.problem, contract) for layer, contract in layers]
-        else:
-            list(self._asked([known]))
+        if not known.expected:
+            known.expected = [reply.expected for reply in ask_together(self._about(known))]
+
+    def _about(self, known: Known) -> list[Question]:
+        layers = zip(known.as_built(), self._contracts, known.plain.tensors(), strict=True)
+        return [
+            Question(
+                problem=memory.problem, contract=contract, actual=outputs, generic=_is_generic(known, index, contract)
+            )
+            for index, (memory, contract, outputs) in enumerate(layers)
+        ]
+
+    def _agrees(self, known: Known, replies: Sequence[Reply]) -> bool:
+        known.expected = [reply.expected for reply in replies]
+        for reply in replies:
+            if reply.ratios is None:
+                return False
+            self.keep(reply.ratios)
+        return True
 
     def keep(self, ratios: Ratios) -> None:
         """The largest ones of the case."""
         self.ratios.update({name: max(ratio, self.ratios.get(name, 0.0)) for name, ratio in ratios})
-
-    def _asked(self, steps: Sequence[Known]) -> Iterator[tuple[list[Known], int, Expected]]:
-        """(steps, a layer, what it should have given in all of them); each of the steps is told its own part."""
-        for known in steps:
-            known.as_built()
-        for layer, contract in enumerate(self._contracts):
-            for generic in (True, False):
-                group = [known for known in steps if _is_generic(known, layer, contract) is generic]
-                if group:
-                    problems = [known.memory[layer].problem for known in group]
-                    whole = evaluate_together(problems, contract, generic=generic)
-                    _tell(group, whole)
-                    yield group, layer, whole
-
-
-def _tell(group: Sequence[Known], whole: Expected) -> None:
-    first = 0
-    for known in group:
-        stop = first + known.replay.step.case.batch.num_tokens
-        known.expected.append(whole.rows(first, stop))
-        first = stop
 
 
 def _is_generic(known: Known, layer: int, contract: NumericContract) -> bool:

@@ -58,19 +58,6 @@ def forms_of(outputs: Sequence[Outputs]) -> list[Form]:
     return [{name: (tensor.dtype, tensor.shape) for name, tensor in layer.items()} for layer in outputs]
 
 
-def end_to_end(kept: Sequence[Kept], layer: int) -> dict[str, Tensor] | None:
-    """One layer's outputs, those of one step after the other; None if they do not go together."""
-    forms = [one.forms[layer] for one in kept]
-    kinds = [[(name, dtype, shape[1:]) for name, (dtype, shape) in form.items()] for form in forms]
-    if any(kind != kinds[0] for kind in kinds):
-        return None
-    parts = zip(*(one.parts()[layer] for one in kept), strict=True)
-    return {
-        name: torch.cat(found).view(dtype).view(-1, *shape)
-        for found, (name, dtype, shape) in zip(parts, kinds[0], strict=True)
-    }
-
-
 def complaint_of(
     ran: InMemory, wanted: InMemory, outputs: Outputs, guards: Guards, expected: Expected
 ) -> tuple[Complaint | None, Ratios]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,10 @@ from ..case import Case
 from ..case_layers import layers_of
 from ..compare import Ratios
 from ..execution.graphs.errors import NotEmulated
+from ..questions import Question, Reply
 from ..verdict import Mismatch, Outcome
 from .captures import blamed
+from .complaints import Complaint
 from .matrix import Matrix
 
 
@@ -28,13 +31,35 @@ class Judgement:
     counts: tuple[tuple[str, int], ...] = ()  # see `Matrix.counts`
 
 
-def judge_replays(case: Case, candidate: Candidate, contract: NumericContract, device: torch.device) -> Judgement:
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """A case whose replays had the bits that they have to have: what is left is to ask the reference."""
+
+    matrix: Matrix
+    counts: tuple[tuple[str, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        """What waits in memory, and its evaluation will take, roughly."""
+        return self.matrix.answers.bytes
+
+    def questions(self) -> list[Question]:
+        return self.matrix.answers.questions()
+
+    def judgement(self, replies: Sequence[Reply]) -> Judgement:
+        """Given the reply to each question. Raises CandidateError for what the candidate raises, if it is run again."""
+        return _judgement(self.matrix, self.matrix.finish(replies), self.counts)
+
+
+def run_replays(
+    case: Case, candidate: Candidate, contract: NumericContract, device: torch.device
+) -> Replayed | Judgement:
     """Run the case's steps in its mode. Raises CandidateError for what the candidate raises.
 
     After every replay the outputs are held to the bits of a plain call on buffers of the same size, the caches and
     everything else to what they should hold, bit for bit; to the reference they are held for many steps at once
-    (`answers.py`). What is wrong in a plain call as well
-    is reported as what it is there; what only a replay does is `replay-differs`.
+    (`answers.py`). What is wrong in a plain call as well is reported as what it is there; what only a replay does is
+    `replay-differs`.
     """
     contracts = [contract]
     with blamed():
@@ -50,8 +75,13 @@ def judge_replays(case: Case, candidate: Candidate, contract: NumericContract, d
     finally:
         matrix.captures.release()
     counts = tuple(matrix.counts().items())
+    return Replayed(matrix=matrix, counts=counts) if found is None else _judgement(matrix, found, counts)
+
+
+def _judgement(matrix: Matrix, found: Complaint | None, counts: tuple[tuple[str, int], ...]) -> Judgement:
     if found is None:
         return Judgement(ratios=tuple(matrix.answers.ratios.items()), counts=counts)
     wrong = found.mismatches
-    check = case.mode if found.outcome is Outcome.REPLAY_DIFFERS else wrong[0].check if wrong else ""
+    replayed = found.outcome is Outcome.REPLAY_DIFFERS
+    check = matrix.case.mode if replayed else wrong[0].check if wrong else ""
     return Judgement(outcome=found.outcome, check=check, reason=found.reason, mismatches=wrong, counts=counts)

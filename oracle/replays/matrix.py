@@ -18,6 +18,7 @@ from ..checks import CandidateError
 from ..execution.eager import unzeroed_allocations
 from ..execution.graphs.errors import DanglingPointer, NotEmulated
 from ..execution.program import run_layers
+from ..questions import Reply
 from ..verdict import Outcome
 from .answers import Answers, Known
 from .bits import Bits, Seen, have_changed
@@ -49,19 +50,23 @@ class Matrix:
         self.bits = Bits()
 
     def run(self) -> Complaint | None:
-        """Capture, then replay; the first thing that is wrong."""
+        """Capture, then replay; the first thing that is wrong, as far as the reference was asked: see `finish`."""
         used = {step.bucket for step in self.steps.replayed}
         for kind, step in self.steps.captures(self.case.mode):
             if step.bucket in used:
                 self.captures.add(kind, step, self._tensors(step))
         found = (self._replay(number, step) for number, step in enumerate(self.steps.replayed))
         try:
-            return next(filter(None, found), None) or self._settle()
+            return next(filter(None, found), None)
         except (CandidateError, NotEmulated):
             with suppress(RuntimeError):  # of a device that is of no use any more
                 if (earlier := self._settle()) is not None:
                     return earlier
             raise
+
+    def finish(self, replies: Sequence[Reply]) -> Complaint | None:
+        """What is wrong in the steps that wait, given what the reference says to the questions about them."""
+        return self._looked_into(self.answers.hear(replies))
 
     def counts(self) -> Counter[str]:
         """`Captures.counts`, and the steps whose layers were of two cache groups."""
@@ -112,8 +117,12 @@ class Matrix:
         return other or self.captures.wrong_choice(replay.step, replay.taken) is not None
 
     def _settle(self) -> Complaint | None:
-        """What the reference finds wrong in the steps that wait for it: a plain call has the same bits."""
-        for known in self.answers.settle():
+        """What the reference finds wrong in the steps that wait for it."""
+        return self._looked_into(self.answers.settle())
+
+    def _looked_into(self, doubtful: Sequence[Known]) -> Complaint | None:
+        """What is wrong in steps whose answer is there: a plain call has the same bits."""
+        for known in doubtful:
             for index, parts in enumerate(zip(known.memory, known.plain.tensors(), known.expected, strict=True)):
                 complaint, ratios = wrong_values(*parts)
                 if complaint is not None:
