@@ -152,6 +152,11 @@ def splits_per_merge_step() -> int:
     return 16
 
 
+def rows_per_step() -> int:
+    """Rows that a program takes per step which only writes or merges rows."""
+    return 16
+
+
 def projection_block() -> int:
     """kv_lora_rank elements per step of the decompressed kernel's up-projection."""
     return 64

@@ -41,18 +41,18 @@ class Ours:
 
     def contract(self, case: Case) -> NumericContract:
         """float32 everywhere except the operands of the two products, which are in q's format."""
-        from ...optimized import launch, tuning
+        from ...optimized import shapes, tuning
 
         spec = case.spec
         arithmetic = _arithmetic(case)
         is_decompressed = spec.operation == "mla_attention_decompressed"
-        shape = launch.Shape(
+        shape = shapes.Shape(
             num_kv_heads=spec.num_kv_heads,
             group=spec.group_size,
             head_size=spec.nope_head_size if is_decompressed else spec.head_size,
             head_size_v=spec.head_size if spec.operation == "mla_attention" else spec.head_size_v,
             block_size=spec.block_size,
-            arithmetic=launch.TORCH_DTYPES[arithmetic],
+            arithmetic=shapes.TORCH_DTYPES[arithmetic],
             rope_size=spec.rope_head_size,
             computed_operands=spec.operation != "attention" or spec.kv_dtype == FLOAT8,
             shares_rows=spec.operation == "mla_attention" and spec.kv_dtype != FLOAT8,
