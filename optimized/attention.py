@@ -14,6 +14,8 @@ from .kernels.arguments import paged_kv, queries
 from .launch import STEP_SCHEMA, StepArguments, launch_step, read_step
 from .plan import Plan
 from .shapes import Shape
+from .tile_table import Operands
+from .tuning import architecture
 
 
 def attention(
@@ -56,7 +58,8 @@ def attend(q: Tensor, k_cache: Tensor, v_cache: Tensor, arguments: StepArguments
         head_size_v=v_cache.shape[3],
         block_size=k_cache.shape[1],
         arithmetic=arithmetic_of(q),
-        computed_operands=k_cache.dtype != arithmetic_of(q),
+        architecture=architecture(q.device),
+        operands=Operands.LOADED if k_cache.dtype == arithmetic_of(q) else Operands.COMPUTED,
     )
     launch_step(queries(q), paged_kv(k_cache, v_cache), shape, arguments)
 

@@ -28,8 +28,9 @@ from .kernels.decode import decode
 from .kernels.merge import merge_splits
 from .kernels.prefill import prefill
 from .kernels.sizes import Tile
-from .shapes import Shape, attention_sizes, row_sizes
-from .tuning import Tiles, num_programs, plan_limits
+from .shapes import Shape, attention_sizes, row_sizes, tiles
+from .tile_table import Tiles
+from .tuning import num_programs, plan_limits
 
 # Beyond every length; window arithmetic with it stays inside int32.
 LARGEST_WINDOW = 2**30
@@ -123,15 +124,15 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
     with device_guard(out):
         # A buffer of this few tokens cannot hold a request of the prefill list: a fact of its shape.
         if num_tokens > plan_limits().decode_tokens:
-            tiles = shape.tiles(prefill=True)
+            chosen = tiles(shape, prefill=True)
             prefill[(num_programs(out.device),)](
-                step, *arguments.numbers, SIZES=attention_sizes(shape, arguments.causal), **tile_options(tiles)
+                step, *arguments.numbers, SIZES=attention_sizes(shape, arguments.causal), **tile_options(chosen)
             )
         _launch_decode_and_merge(step, shape, arguments)
 
 
 def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments) -> None:
-    tiles = shape.tiles(prefill=False)
+    chosen = tiles(shape, prefill=False)
     out = step.outputs.out
     num_query_heads = shape.num_kv_heads * shape.group
     partials = allocate_partials(plan_limits().partial_rows, num_query_heads, shape.head_size_v, out.device)
@@ -141,8 +142,8 @@ def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments)
         partials,
         *arguments.numbers,
         SIZES=attention_sizes(shape, arguments.causal),
-        WIDE=Tile(tiles.wide_m, tiles.block_n) if tiles.wide_m else None,
-        **tile_options(tiles),
+        WIDE=Tile(chosen.wide_m, chosen.block_n) if chosen.wide_m else None,
+        **tile_options(chosen),
     )
     merge_splits[(programs,)](
         step.requests,
@@ -166,9 +167,9 @@ def allocate_partials(rows: int, num_query_heads: int, head_size_v: int, device:
     )
 
 
-def tile_options(tiles: Tiles) -> dict[str, Any]:
+def tile_options(chosen: Tiles) -> dict[str, Any]:
     return {
-        "TILE": Tile(tiles.block_m, tiles.block_n),
-        "num_warps": tiles.num_warps,
-        "num_stages": tiles.num_stages,
+        "TILE": Tile(chosen.block_m, chosen.block_n),
+        "num_warps": chosen.num_warps,
+        "num_stages": chosen.num_stages,
     }

@@ -14,7 +14,8 @@ from .kernels.arguments import latent_kv, queries
 from .launch import STEP_SCHEMA, launch_step, read_step
 from .plan import Plan
 from .shapes import Shape
-from .tuning import request_programs, shared_memory
+from .tile_table import Operands
+from .tuning import architecture, request_programs
 
 
 def mla_attention(
@@ -91,9 +92,9 @@ def _run_absorbed(q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, *flat: Any
         head_size_v=rank,
         block_size=latent_cache.shape[1],
         arithmetic=arithmetic_of(q_nope),
+        architecture=architecture(q_nope.device),
+        operands=Operands.LATENT if latent_cache.dtype == arithmetic_of(q_nope) else Operands.CAST_LATENT,
         rope_size=q_pe.shape[2],
-        shares_rows=latent_cache.dtype == arithmetic_of(q_nope),
-        shared_memory=shared_memory(q_nope.device),
     )
     launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank), shape, read_step(*flat))
 
@@ -110,6 +111,8 @@ def _run_decompressed(
         head_size_v=w_uv.shape[1],
         block_size=latent_cache.shape[1],
         arithmetic=arithmetic_of(q_nope, default=w_uk.dtype),
+        architecture=architecture(q_nope.device),
+        operands=Operands.COMPUTED,
         rope_size=q_pe.shape[2],
         rank=rank,
     )

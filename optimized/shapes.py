@@ -10,16 +10,8 @@ import triton
 import triton.language as tl
 
 from .kernels.sizes import AttentionSizes, RowSizes
-from .tuning import (
-    FEW_HEADS,
-    Tiles,
-    attention_tiles,
-    latent_tiles,
-    plan_limits,
-    projection_block,
-    rows_per_step,
-    splits_per_merge_step,
-)
+from .tile_table import Need, Operands, Tiles, choose_tiles
+from .tuning import plan_limits, projection_block, rows_per_step, splits_per_merge_step
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -40,36 +32,24 @@ class Shape:
     head_size_v: int
     block_size: int
     arithmetic: torch.dtype  # what tl.dot multiplies, and P is cast to
+    architecture: str  # a key of tile_table.ARCHITECTURES
+    operands: Operands
     rope_size: int = 0
     rank: int = 0  # kv_lora_rank of decompressed MLA
-    computed_operands: bool = True  # keys or values are cast, transposed or projected before they are multiplied
-    shares_rows: bool = False  # absorbed MLA over a cache in q's format: its rows are keys and values as they are
-    shared_memory: int = 0  # bytes that one program may have, where rows are shared
 
-    @property
-    def row_bytes(self) -> int:
-        dims = sum(padded(size) for size in (self.head_size, self.head_size_v, self.rope_size) if size)
-        return int(dims * self.arithmetic.itemsize)
 
-    def tiles(self, *, prefill: bool) -> Tiles:
-        latent = self._latent_tiles(prefill) if self.shares_rows else None
-        return latent or attention_tiles(
-            prefill=prefill,
-            row_bytes=self.row_bytes,
-            itemsize=self.arithmetic.itemsize,
-            value_columns=padded(self.head_size_v),
-            computed_operands=self.computed_operands,
-        )
-
-    def _latent_tiles(self, prefill: bool) -> Tiles | None:
-        columns = padded(self.head_size)
-        return latent_tiles(
-            few_heads=not prefill and self.group <= FEW_HEADS,
-            latent_bytes=(columns + padded(self.rope_size)) * self.arithmetic.itemsize,
-            itemsize=self.arithmetic.itemsize,
-            columns=columns,
-            shared_memory=self.shared_memory,
-        )
+@functools.lru_cache(maxsize=1024)
+def tiles(shape: Shape, *, prefill: bool) -> Tiles:
+    """The tiles of prefill or decode; kept, because every launch asks for them."""
+    need = Need(
+        prefill=prefill,
+        operands=shape.operands,
+        itemsize=shape.arithmetic.itemsize,
+        key_columns=padded(shape.head_size) + (padded(shape.rope_size) if shape.rope_size else 0),
+        value_columns=padded(shape.head_size_v),
+        group=shape.group,
+    )
+    return choose_tiles(shape.architecture, need)
 
 
 @functools.lru_cache(maxsize=1024)
