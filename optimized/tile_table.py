@@ -74,10 +74,11 @@ class Architecture:
 
 
 def shared_bytes(architecture: Architecture, tiles: Tiles, need: Need) -> int:
-    """Bytes of shared memory that a kernel with these tiles takes at most.
+    """Bytes of shared memory that a kernel with these tiles takes: the queries, `num_stages` tiles of keys and values.
 
-    The queries, and `num_stages` tiles of keys and values: what Triton takes for warp-group products, more than it
-    takes for others. A latent row is loaded once, and its probabilities go through shared memory too.
+    A latent row is loaded once, and its probabilities go through shared memory too. Exact for warp-group products,
+    more than what Triton 3.6 and 3.7.1 take for others. Less than that in two places, where they still fit: sm_100
+    (1 KiB more; 213,552 bytes for the latent tile), and float32 weights of decompressed MLA (58,368 for 53,248).
     """
     is_latent = need.operands in (Operands.LATENT, Operands.CAST_LATENT)
     rows = max(tiles.block_m, tiles.wide_m)

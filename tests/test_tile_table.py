@@ -1,7 +1,6 @@
 """Tiles fit into the shared memory of every architecture in the table, for every size, and sm_90 has the measured ones.
 
-`shared_bytes` was compared with what Triton 3.6 takes when it compiles for sm_80, sm_86, sm_90 and gfx942: never more,
-and as much for the measured tiles. Compiling for all of these would take minutes.
+By `shared_bytes`, which says how it compares with what Triton takes; compiling for all of these would take minutes.
 """
 
 from __future__ import annotations
