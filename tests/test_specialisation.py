@@ -18,6 +18,7 @@ from pageproof.optimized.kernels.decode import decode
 from pageproof.optimized.kernels.prefill import prefill
 from pageproof.optimized.kernels.sizes import Tile
 from pageproof.optimized.shapes import Shape, attention_sizes, row_sizes
+from pageproof.optimized.tile_table import Operands
 
 ODD = 1_000_003  # what a dimension of size 1 may carry for a stride
 
@@ -69,7 +70,7 @@ def test_strides_that_are_stepped_over_are_the_tensors_own() -> None:
 
 def frozen() -> dict[str, Any]:
     attention_sizes.cache_clear()
-    shape = Shape(2, 3, 64, 48, 16, torch.float16, rope_size=16, rank=32)
+    shape = Shape(2, 3, 64, 48, 16, torch.float16, "sm_90", Operands.COMPUTED, rope_size=16, rank=32)
     return {"attention": attention_sizes(shape, True), "rows": row_sizes(6, 48, 3), "tile": Tile(16, 64)}
 
 
