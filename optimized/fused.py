@@ -9,8 +9,10 @@ from torch import Tensor
 from ..reference.problem import Batch, Rules, Scales
 from ..reference.validation import KERNEL_DTYPES, check_attention, check_slots, check_update_kv_cache
 from . import operators
-from .attention import answer_tensors, attend, check_values, flatten, prepare
-from .kv_cache import run_update
+from .attention import attend
+from .call import Call, run
+from .kernels.arguments import DeviceScales
+from .kv_cache import update_rows
 from .launch import STEP_SCHEMA, read_step
 from .plan import Plan
 
@@ -40,26 +42,21 @@ def attention_with_kv_update(
         key=key, value=value, k_cache=k_cache, v_cache=v_cache, slot_mapping=slot_mapping, scales=scales,
         dtypes=KERNEL_DTYPES,
     )  # fmt: skip
-    sizes = check_attention(
-        q=q, k_cache=k_cache, v_cache=v_cache, batch=batch, rules=rules, scales=scales, out=out, lse=lse,
-        dtypes=KERNEL_DTYPES,
-    )  # fmt: skip
+    call = Call(batch, rules, scales, out, lse, plan, validate)
+    sizes = check_attention(q=q, k_cache=k_cache, v_cache=v_cache, **call.to_check)
     if validate:
         check_slots(slot_mapping, num_blocks=sizes.num_blocks, block_size=sizes.block_size)
-        check_values(batch, rules, scales, sizes)
-    plan = prepare(q, batch, sizes, plan, sizes.num_kv_heads)
-    out, lse = answer_tensors(q, sizes, out, lse)
-    flat = flatten(batch, rules, scales, plan, out, lse)
-    operators.call("attention_with_kv_update", q, key, value, k_cache, v_cache, slot_mapping, *flat)
-    return out, lse
+    tensors = (q, key, value, k_cache, v_cache, slot_mapping)
+    return run("attention_with_kv_update", tensors, call, sizes, sizes.num_kv_heads)
 
 
 def _run(
     q: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, *flat: Any
 ) -> None:
-    step = read_step(*flat)
-    run_update(key, value, k_cache, v_cache, slot_mapping, step.scales.k, step.scales.v)
-    attend(q, k_cache, v_cache, step)
+    arguments = read_step(*flat)
+    scales = DeviceScales(None, arguments.scales.k, arguments.scales.v, None)
+    update_rows(key, value, k_cache, v_cache, slot_mapping, scales)
+    attend(q, k_cache, v_cache, arguments)
 
 
 operators.define(

@@ -8,9 +8,11 @@ from torch import Tensor
 from ..reference.problem import Scales
 from ..reference.validation import KERNEL_DTYPES, check_slots, check_update_kv_cache, check_update_mla_cache
 from . import operators
-from .kernels.arguments import paged_kv, queries
+from .kernels.arguments import DeviceScales, paged_kv, queries, scale
 from .kernels.kv_update import kv_update
-from .launch import device_guard, device_scales, padded, require_device
+from .kernels.sizes import UpdateSizes
+from .launch import device_guard, require_device
+from .shapes import padded
 from .tuning import update_heads, update_programs
 
 
@@ -67,7 +69,30 @@ def update_mla_cache(
     operators.call("update_mla_cache", latent, k_pe, latent_cache, slot_mapping, scales.k)
 
 
-def run_update(
+def update_rows(
+    key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, scales: DeviceScales
+) -> None:
+    """The launch of one update; of the scales only those of the caches may be there."""
+    num_tokens = slot_mapping.shape[0]
+    if num_tokens == 0:
+        return
+    num_heads, head_size, head_size_v = key.shape[1], key.shape[2], value.shape[2]
+    sizes = UpdateSizes(
+        num_kv_heads=num_heads,
+        head_size=head_size,
+        head_size_v=head_size_v,
+        block_size=k_cache.shape[1],
+        padded_head=padded(head_size),
+        padded_value=padded(head_size_v),
+        heads_step=min(triton.next_power_of_2(num_heads), update_heads()),
+    )
+    with device_guard(key):
+        kv_update[(min(num_tokens, update_programs(key.device)),)](
+            queries(key), queries(value), paged_kv(k_cache, v_cache), scales, slot_mapping, num_tokens, SIZES=sizes
+        )
+
+
+def _run_update(
     key: Tensor,
     value: Tensor,
     k_cache: Tensor,
@@ -76,42 +101,25 @@ def run_update(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> None:
-    num_tokens = slot_mapping.shape[0]
-    if num_tokens == 0:
-        return
-    num_heads, head_size, head_size_v = key.shape[1], key.shape[2], value.shape[2]
-    with device_guard(key):
-        kv_update[(min(num_tokens, update_programs(key.device)),)](
-            queries(key),
-            queries(value),
-            paged_kv(k_cache, v_cache),
-            device_scales(None, k_scale, v_scale, None),
-            slot_mapping,
-            num_tokens,
-            NUM_HEADS=num_heads,
-            HEAD_SIZE=head_size,
-            HEAD_SIZE_V=head_size_v,
-            BLOCK_SIZE=k_cache.shape[1],
-            BLOCK_H=min(triton.next_power_of_2(num_heads), update_heads()),
-            BLOCK_D=padded(head_size),
-            BLOCK_V=padded(head_size_v),
-        )
+    scales = DeviceScales(None, scale(k_scale), scale(v_scale), None)
+    update_rows(key, value, k_cache, v_cache, slot_mapping, scales)
 
 
 def _run_mla_update(
-    latent: Tensor, k_pe: Tensor, latent_cache: Tensor, slot_mapping: Tensor, scale: Tensor | None
+    latent: Tensor, k_pe: Tensor, latent_cache: Tensor, slot_mapping: Tensor, k_scale: Tensor | None
 ) -> None:
     """A latent row is a key head and a value head side by side."""
     rank = latent.shape[1]
     k_cache, v_cache = latent_cache[..., :rank].unsqueeze(2), latent_cache[..., rank:].unsqueeze(2)
-    run_update(latent.unsqueeze(1), k_pe.unsqueeze(1), k_cache, v_cache, slot_mapping, scale, scale)
+    scales = DeviceScales(None, scale(k_scale), scale(k_scale), None)
+    update_rows(latent.unsqueeze(1), k_pe.unsqueeze(1), k_cache, v_cache, slot_mapping, scales)
 
 
 operators.define(
     "update_kv_cache",
     "Tensor key, Tensor value, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor slot_mapping, "
     "Tensor? k_scale, Tensor? v_scale",
-    run_update,
+    _run_update,
 )
 operators.define(
     "update_mla_cache",

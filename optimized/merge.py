@@ -9,7 +9,8 @@ from ..reference.validation import KERNEL_DTYPES, check_lse_values, check_merge_
 from . import operators
 from .kernels.arguments import outputs
 from .kernels.merge import merge_pair
-from .launch import device_guard, padded, require_device
+from .launch import device_guard, require_device
+from .shapes import row_sizes
 from .tuning import num_programs
 
 
@@ -45,10 +46,7 @@ def _run_merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: 
             outputs(out_b, lse_b),
             outputs(out, lse),
             num_rows,
-            NUM_QUERY_HEADS=num_query_heads,
-            HEAD_SIZE_V=head_size_v,
-            BLOCK_T=16,
-            BLOCK_V=padded(head_size_v),
+            SIZES=row_sizes(num_query_heads, head_size_v),
         )
 
 

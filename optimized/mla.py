@@ -7,13 +7,15 @@ from typing import Any
 from torch import Tensor
 
 from ..reference.problem import Batch, Rules, Scales
-from ..reference.validation import KERNEL_DTYPES, check_mla_attention, check_mla_attention_decompressed
+from ..reference.validation import check_mla_attention, check_mla_attention_decompressed
 from . import operators
-from .attention import answer_tensors, arithmetic_of, check_values, flatten, prepare
+from .call import Call, arithmetic_of, run
 from .kernels.arguments import latent_kv, queries
-from .launch import STEP_SCHEMA, Shape, launch_step, read_step
+from .launch import STEP_SCHEMA, launch_step, read_step
 from .plan import Plan
-from .tuning import request_programs, shared_memory
+from .shapes import Shape
+from .tile_table import Operands
+from .tuning import architecture, request_programs
 
 
 def mla_attention(
@@ -38,17 +40,10 @@ def mla_attention(
     Returns out [num_tokens, num_query_heads, kv_lora_rank], still to be multiplied with W_UV, and lse as
     `attention` does; `plan`, `validate` and errors likewise.
     """
-    sizes = check_mla_attention(
-        q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, batch=batch, rules=rules, scales=scales, out=out, lse=lse,
-        dtypes=KERNEL_DTYPES,
-    )  # fmt: skip
-    if validate:
-        check_values(batch, rules, scales, sizes)
+    call = Call(batch, rules, scales, out, lse, plan, validate)
+    sizes = check_mla_attention(q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, **call.to_check)
     programs = request_programs("mla_attention", num_query_heads=sizes.num_query_heads, num_kv_heads=1)
-    plan = prepare(q_nope, batch, sizes, plan, programs)
-    out, lse = answer_tensors(q_nope, sizes, out, lse)
-    operators.call("mla_attention", q_nope, q_pe, latent_cache, *flatten(batch, rules, _row(scales), plan, out, lse))
-    return out, lse
+    return run("mla_attention", (q_nope, q_pe, latent_cache), _scaled_by_row(call), sizes, programs)
 
 
 def mla_attention_decompressed(
@@ -74,24 +69,18 @@ def mla_attention_decompressed(
 
     Returns out [num_tokens, num_query_heads, v_head_dim] and lse as `attention` does; the rest likewise.
     """
+    call = Call(batch, rules, scales, out, lse, plan, validate)
     sizes = check_mla_attention_decompressed(
-        q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, w_uk=w_uk, w_uv=w_uv, batch=batch, rules=rules,
-        scales=scales, out=out, lse=lse, dtypes=KERNEL_DTYPES,
-    )  # fmt: skip
-    if validate:
-        check_values(batch, rules, scales, sizes)
-    plan = prepare(q_nope, batch, sizes, plan, sizes.num_query_heads)
-    out, lse = answer_tensors(q_nope, sizes, out, lse)
-    flat = flatten(batch, rules, _row(scales), plan, out, lse)
-    operators.call("mla_attention_decompressed", q_nope, q_pe, latent_cache, w_uk, w_uv, *flat)
-    return out, lse
+        q_nope=q_nope, q_pe=q_pe, latent_cache=latent_cache, w_uk=w_uk, w_uv=w_uv, **call.to_check
+    )
+    tensors = (q_nope, q_pe, latent_cache, w_uk, w_uv)
+    return run("mla_attention_decompressed", tensors, _scaled_by_row(call), sizes, sizes.num_query_heads)
 
 
-def _row(scales: Scales | None) -> Scales | None:
+def _scaled_by_row(call: Call) -> Call:
     """The cache row's one scale is that of its values too."""
-    if scales is None:
-        return None
-    return Scales(q=scales.q, k=scales.k, v=scales.k, out=scales.out)
+    scales = call.scales
+    return call if scales is None else call._replace(scales=Scales(q=scales.q, k=scales.k, v=scales.k, out=scales.out))
 
 
 def _run_absorbed(q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, *flat: Any) -> None:
@@ -103,9 +92,9 @@ def _run_absorbed(q_nope: Tensor, q_pe: Tensor, latent_cache: Tensor, *flat: Any
         head_size_v=rank,
         block_size=latent_cache.shape[1],
         arithmetic=arithmetic_of(q_nope),
+        architecture=architecture(q_nope.device),
+        operands=Operands.LATENT if latent_cache.dtype == arithmetic_of(q_nope) else Operands.CAST_LATENT,
         rope_size=q_pe.shape[2],
-        shares_rows=latent_cache.dtype == arithmetic_of(q_nope),
-        shared_memory=shared_memory(q_nope.device),
     )
     launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank), shape, read_step(*flat))
 
@@ -122,13 +111,15 @@ def _run_decompressed(
         head_size_v=w_uv.shape[1],
         block_size=latent_cache.shape[1],
         arithmetic=arithmetic_of(q_nope, default=w_uk.dtype),
+        architecture=architecture(q_nope.device),
+        operands=Operands.COMPUTED,
         rope_size=q_pe.shape[2],
         rank=rank,
     )
-    step = read_step(*flat)
+    arguments = read_step(*flat)
     # The values were scaled before they were rounded; only the output's scale is left for the store.
-    step = step._replace(scales=step.scales._replace(v=None, v_stride=None))
-    launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank, w_uk, w_uv), shape, step)
+    arguments = arguments._replace(scales=arguments.scales._replace(v=None))
+    launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank, w_uk, w_uv), shape, arguments)
 
 
 _ROWS = "Tensor q_nope, Tensor q_pe, Tensor latent_cache"

@@ -111,12 +111,7 @@ def _write_plan(
             decode_items.shape[0],
             request_programs,
             plan_programs(seq_lens.device),
-            DECODE_TOKENS=limits.decode_tokens,
-            TILE_TOKENS=limits.tile_tokens,
-            SPLIT_BASE=limits.split_base,
-            SPLIT_COST=limits.split_cost,
-            PARTIAL_ROWS=limits.partial_rows,
-            BLOCK=limits.block,
+            LIMITS=limits,
         )
         longest = max(prefill_items.shape[0], decode_items.shape[0])
         grid = (min(triton.cdiv(longest, limits.block), num_programs(seq_lens.device)),)

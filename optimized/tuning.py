@@ -1,4 +1,4 @@
-"""Launch choices as data: pure functions from what the host can see to tile sizes and program counts.
+"""Launch choices but for the tiles: limits of a plan, program counts, and which architecture a device is.
 
 Nothing here looks at a length, a page or any other value that changes from step to step.
 """
@@ -12,9 +12,9 @@ import torch
 import triton
 
 from .interpreter import INTERPRETED
+from .tile_table import FEW_HEADS, nearest_architecture
 
 PER_MULTIPROCESSOR = 2  # programs of a persistent grid on each multiprocessor
-FEW_HEADS = 16  # query heads of one kv head, up to which a tile of as many rows is best
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,6 @@ class PlanLimits:
     split_cost: int  # what one more split costs, in keys
     partial_rows: int  # rows of partial results that all splits together may need
     block: int  # requests and items that a plan program handles at once
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """One kernel's tile: rows (token, head) x keys, and how the compiler shall schedule it."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-    wide_m: int = 0  # of decode: rows of the tile if some request has more than block_m; 0: the same, several times
 
 
 # The interpreter pays per program and tile, not per element; small limits let small batches reach every edge.
@@ -73,12 +62,15 @@ def update_programs(device: torch.device) -> int:
 
 
 @functools.cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes that one program may have, as Triton itself looks it up when it loads a kernel."""
+def architecture(device: torch.device) -> str:
+    """The key of the device in the table of tiles."""
     if INTERPRETED:
-        return 0
+        return "interpreter"
     index = torch.cuda.current_device() if device.index is None else device.index
-    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+    # As Triton itself looks it up when it loads a kernel.
+    shared_memory = int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+    major, minor = torch.cuda.get_device_capability(index)
+    return nearest_architecture("hip" if torch.version.hip else f"sm_{major}{minor}", shared_memory)
 
 
 def request_programs(operation: str, *, num_query_heads: int, num_kv_heads: int) -> int:
@@ -92,63 +84,13 @@ def request_programs(operation: str, *, num_query_heads: int, num_kv_heads: int)
     return num_query_heads if operation == "mla_attention_decompressed" else num_kv_heads
 
 
-def latent_tiles(
-    *, few_heads: bool, latent_bytes: int, itemsize: int, columns: int, shared_memory: int
-) -> Tiles | None:
-    """Tiles of absorbed MLA over a cache in q's format, whose rows are keys and values at once; None: as any other.
-
-    few_heads: decode of at most FEW_HEADS query heads, of however many tokens; latent_bytes: one padded cache row;
-    columns: kv_lora_rank, padded; shared_memory: bytes.
-    """
-    if INTERPRETED or itemsize != 2 or columns < 64:
-        return None
-    rows, keys = 64, 64
-    # The queries, two stages of keys, and the probabilities.
-    needed = (rows + 2 * keys) * latent_bytes + rows * keys * itemsize
-    if not few_heads and needed <= shared_memory:
-        # H200, 128 requests x 4096, 128 heads, 576/512: 204 TFLOP/s; 16 x 16 50, 16 warps 101, one stage 177.
-        return Tiles(rows, keys, num_warps=8, num_stages=2)
-    if (FEW_HEADS + 3 * 32) * latent_bytes <= shared_memory:
-        # 16 heads, 64 x 4096: 172 us; 64 keys in two stages 183, 64 rows 222, 16 x 16 213.
-        return Tiles(FEW_HEADS, 32, num_warps=4, num_stages=3)
-    return None
-
-
-def attention_tiles(
-    *, prefill: bool, row_bytes: int, itemsize: int, value_columns: int, computed_operands: bool
-) -> Tiles:
-    """Tiles of the attention kernels.
-
-    row_bytes: one key and one value row in the arithmetic's format, whose elements have `itemsize` bytes;
-    value_columns: head_size_v, padded; computed_operands: keys or values are not multiplied as they were loaded
-    but after a cast, a transposition or a projection.
-    """
-    if INTERPRETED:
-        return Tiles(block_m=32, block_n=32, num_warps=4, num_stages=1, wide_m=64)
-    if itemsize == 2 and row_bytes <= 512 and value_columns >= 64 and not computed_operands:
-        # Measured on an H200 at head size 128: 358 TFLOP/s of prefill (293 with 64 rows, 335 with 128 keys); decode of
-        # 64 x 8192 at 98% of the copy rate (81% with two stages, or with 128 keys in three); 16 tokens of each of
-        # 32 x 4096 in 153 us (465 without the wide tile).
-        if prefill:
-            return Tiles(128, 64, num_warps=8, num_stages=3)
-        return Tiles(16, 64, num_warps=4, num_stages=3, wide_m=64)
-    # Two stages of a key and a value tile have to fit into shared memory beside the queries and probabilities.
-    block_n = 64 if row_bytes <= 512 else 32 if row_bytes <= 1280 else 16
-    block_m = 64 if prefill and row_bytes <= 1280 else 16
-    if itemsize == 4:
-        # No tensor cores: every product is unrolled into fused multiply-adds, which large tiles make slow to compile.
-        block_m, block_n = min(block_m, 32), min(block_n, 32)
-    if min(block_n, value_columns) < 64:
-        # Triton 3.6 addresses a right operand of fewer than 64 columns wrongly in a warp-group product, unless it was
-        # copied to shared memory as it is, which takes rows that lie on 16 bytes: wrong sums, at times an illegal
-        # access (fuzzing found it; triton-lang/triton#11366 is of its kind, and reported for 3.7.1). With fewer than
-        # 64 rows, products are warp products, and right.
-        block_m = min(block_m, 32)
-    return Tiles(block_m=block_m, block_n=block_n, num_warps=4, num_stages=2)
-
-
 def splits_per_merge_step() -> int:
     """Partial results that a merge program takes per step."""
+    return 16
+
+
+def rows_per_step() -> int:
+    """Rows that a program takes per step which only writes or merges rows."""
     return 16
 
 

@@ -26,11 +26,11 @@ def test_ours_touches_what_it_may_and_all_of_it(case: Case) -> None:
 
 
 TILES, ATTEND = "kernels/tiles.py", "kernels/attend.py"
-WINDOW_START = "start = tl.maximum(first_position - sliding_window + 1, 0)"
-TABLE_LOAD = "tl.load(row + keys // BLOCK_SIZE, mask"
+WINDOW_START = "start = tl.maximum(tile.first_position - numbers.sliding_window + 1, 0)"
+TABLE_LOAD = "tl.load(row + keys // SIZES.block_size, mask"
 BLOCK = "block = next_blocks.to(tl.int64)"
 
-ROW_LOAD = "mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)"
+ROW_MASK = "mask = rows.mask[:, None] & (dims < SIZE)[None, :]"
 
 # Name -> (the case it shows in, file, what stands there, what is planted, how what is said begins).
 PLANTED = {
@@ -43,17 +43,18 @@ PLANTED = {
         r"k_cache: never reads slot 1 of page \d+ \(key 1 of request 1\), which a row sees \(2 such slots\)",
     ),
     "one key past the length": (
-        "right window", TILES, "    end = seq_len\n", "    end = seq_len + 1\n",
+        "right window", TILES, "    end = span.seq_len\n", "    end = span.seq_len + 1\n",
         r"k_cache: reads slot 9 of page \d+ \(past the 9 keys of request 1\), which no row may see",
     ),
     "the last key left out of one tile": (
-        "prefill", TILES, "end = tl.minimum(end, last_position + 1)",
-        "end = tl.where(last_position + 1 < seq_len, tl.minimum(end, last_position), seq_len)",
+        "prefill", TILES, "end = tl.minimum(end, tile.last_position + 1)",
+        "end = tl.where(tile.last_position + 1 < end, tl.minimum(end, tile.last_position), end)",
         r"k_cache: never reads slot \d+ of page \d+ \(key 17 of request 0\) for request 0, token 10 of 33 at "
         r"position 17 .*, query head 0 \(kv head 0\), which sees it \(\d+ such pairs of row and key\)",
     ),
     "a stale page": (
-        "mixed", ATTEND, TABLE_LOAD, TABLE_LOAD.replace("keys // BLOCK_SIZE", "tl.maximum(keys // BLOCK_SIZE - 1, 0)"),
+        "mixed", ATTEND, TABLE_LOAD,
+        TABLE_LOAD.replace("keys // SIZES.block_size", "tl.maximum(keys // SIZES.block_size - 1, 0)"),
         r"k_cache: never reads slot 5 of page \d+ \(key 21 of request 0\), which a row sees \(16 such slots\); .*"
         r"batch.block_table: never reads element \[0, 2\], whose page holds a visible key",
     ),
@@ -67,11 +68,11 @@ PLANTED = {
         r"would load from memory that the call was not given, \d+ bytes after the end of ",
     ),
     "pages of the first request": (
-        "equal lengths", ATTEND, "request.to(tl.int64) * table_stride", "request.to(tl.int64) * 0",
+        "equal lengths", ATTEND, "request.to(tl.int64) * numbers.table_stride", "request.to(tl.int64) * 0",
         r"k_cache: reads slot 0 of page \d+ \(key 0 of request 0\) for request 1, which may not \(20 such slots\)",
     ),
     "the table past its columns": (
-        "mixed", ATTEND, TABLE_LOAD, TABLE_LOAD.replace("// BLOCK_SIZE", "// 2"),
+        "mixed", ATTEND, TABLE_LOAD, TABLE_LOAD.replace("// SIZES.block_size", "// 2"),
         r"loads from 0 bytes after the end of batch.block_table \(\d+ such places\)",
     ),
     "a hidden key": (
@@ -79,11 +80,11 @@ PLANTED = {
         r"k_cache: reads slot 3 of page \d+ \(key 11 of request 0\), which no row may see; v_cache: ",
     ),
     "bias past its width": (
-        "tree", TILES, "(new_keys < bias_width)", "(new_keys < bias_width + 1)",
+        "tree", TILES, "(new_keys < numbers.bias_width)", "(new_keys < numbers.bias_width + 1)",
         r"loads from 0 bytes after the end of rules.query_bias \(\d+ such places\)",
     ),
     "padding rows of q": (
-        "mixed", TILES, ROW_LOAD, ROW_LOAD.replace("mask[:, None] & ", ""),
+        "mixed", TILES, ROW_MASK, ROW_MASK.replace("rows.mask[:, None] & ", ""),
         r"loads from .*; q: reads element \[5, 0, 0\], padding row 0 after the batch's 5 tokens, .* no request has",
     ),
     "a row written twice": (
@@ -103,7 +104,8 @@ PLANTED = {
         r"stores to \d+ bytes before k_cache \(\d+ such places\)",
     ),
     "the slot after": (
-        "latent update", "kernels/kv_update.py", "slot = place % BLOCK_SIZE", "slot = (place + 1) % BLOCK_SIZE",
+        "latent update", "kernels/kv_update.py", "slot = place % SIZES.block_size",
+        "slot = (place + 1) % SIZES.block_size",
         r"latent_cache: stores to element \[6, 9, 0\], block 6, offset 9 .*, which is not to be written; "
         r"latent_cache: never stores to element .*, which is to be written once",
     ),

@@ -35,8 +35,8 @@ CASE = Case(
 READS_A_KEY_TOO_MANY = Mutant(
     name="reads_too_many",
     file="kernels/tiles.py",
-    old="start = tl.maximum(first_position - sliding_window + 1, 0)",
-    new="start = tl.maximum(first_position - sliding_window, 0)",
+    old="start = tl.maximum(tile.first_position - numbers.sliding_window + 1, 0)",
+    new="start = tl.maximum(tile.first_position - numbers.sliding_window, 0)",
     story="one key left of the window is read, and weighs nothing",
 )
 

@@ -5,17 +5,35 @@ A step of one token, one page or one request must look to it as any other does, 
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
 import pytest
 import torch
 
-from pageproof.optimized.kernels.arguments import latent_kv, outputs, paged_kv, queries, stride
+from pageproof.optimized.kernels.arguments import Numbers, latent_kv, outputs, paged_kv, queries, stride
+from pageproof.optimized.kernels.decode import decode
+from pageproof.optimized.kernels.prefill import prefill
+from pageproof.optimized.kernels.sizes import Tile
+from pageproof.optimized.shapes import Shape, attention_sizes, row_sizes
+from pageproof.optimized.tile_table import Operands
 
 ODD = 1_000_003  # what a dimension of size 1 may carry for a stride
 
 
 def kinds(group: tuple[object, ...]) -> list[object]:
     """As Triton tells integers apart; tensors are told apart by their addresses, not by what they hold."""
-    return ["tensor" if isinstance(each, torch.Tensor) else _kind(each) for each in group]
+    return ["tensor" if isinstance(each, torch.Tensor) else _kind(each) for each in _flat(group)]
+
+
+def _flat(group: tuple[object, ...]) -> Iterator[object]:
+    for each in group:
+        if isinstance(each, tuple):
+            yield from _flat(each)
+        else:
+            yield each
 
 
 def _kind(number: object) -> object:
@@ -48,3 +66,30 @@ def test_strides_that_are_stepped_over_are_the_tensors_own() -> None:
     sliced = torch.empty(4, 6, 8)[:, 1::2, :7]
     assert [stride(sliced, dim) for dim in range(3)] == [48, 16, 1]
     assert [stride(torch.empty(1, 1, 1).as_strided((1, 1, 1), (ODD,) * 3), dim) for dim in range(3)] == [1, 1, 1]
+
+
+def frozen() -> dict[str, Any]:
+    attention_sizes.cache_clear()
+    shape = Shape(2, 3, 64, 48, 16, torch.float16, "sm_90", Operands.COMPUTED, rope_size=16, rank=32)
+    return {"attention": attention_sizes(shape, True), "rows": row_sizes(6, 48, 3), "tile": Tile(16, 64)}
+
+
+@pytest.mark.parametrize("name", frozen())
+def test_any_other_size_is_another_kernel(name: str) -> None:
+    """Triton looks a kernel up by its compile-time arguments' hash and equality, and on disk by their text."""
+    sizes, again = frozen()[name], frozen()[name]
+    assert sizes == again
+    assert hash(sizes) == hash(again)
+    assert str(sizes) == str(again)
+    for field in fields(sizes):
+        found = getattr(sizes, field.name)
+        other = replace(sizes, **{field.name: not found if isinstance(found, bool) else f"{found}0"})
+        assert other != sizes, field.name
+        assert str(other) != str(sizes), field.name
+
+
+@pytest.mark.parametrize("kernel", [prefill, decode], ids=["prefill", "decode"])
+def test_integers_of_a_step_are_arguments_in_the_order_of_their_group(kernel: Any) -> None:
+    names = list(inspect.signature(kernel.fn).parameters)
+    first = names.index(Numbers._fields[0])
+    assert names[first : first + len(Numbers._fields)] == list(Numbers._fields)

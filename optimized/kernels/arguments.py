@@ -1,9 +1,9 @@
 """The argument groups of the kernels: tensors and their strides, named, in NamedTuples that Triton unpacks.
 
 A field that is None compiles away. No field may be called `values` or `type`: Triton's own tuple has those.
-Strides count elements. Integers that change from step to step (lengths,
-windows, the table's row stride) are not in here: inside a tuple Triton specialises them (on 1 and on multiples of
-16) and would compile again, so they are plain arguments marked `do_not_specialize`.
+Strides count elements. Integers that may differ from call to call must not be in a tuple that a kernel is launched
+with: Triton specialises what is inside of a tuple (on 1 and on multiples of 16), whatever `do_not_specialize` says,
+and would compile again. They are plain arguments of the kernels, which make their own tuple of them: `Numbers`.
 """
 
 from __future__ import annotations
@@ -24,38 +24,43 @@ class Queries(NamedTuple):
     rope_stride_head: int | None
 
 
-class PagedKV(NamedTuple):
-    """The paged cache, with any strides.
+class Pages(NamedTuple):
+    """A paged cache [num_blocks, block_size, num_kv_heads, size] with any strides."""
 
-    Attention: `k_cache` and `v_cache`. MLA: `k_cache` is the latent part, `rope` the rotary part of the same rows, and
-    `v_cache` is None, because the values are the latent part again. Decompressed MLA adds the projections.
+    base: Tensor
+    stride_block: int
+    stride_slot: int
+    stride_head: int  # 0: all heads share the rows
+    stride_dim: int
+
+
+class Weights(NamedTuple):
+    """An up-projection [num_query_heads, size, kv_lora_rank]."""
+
+    base: Tensor
+    stride_head: int
+    stride_row: int
+    stride_column: int
+
+
+class PagedKV(NamedTuple):
+    """The paged cache.
+
+    Attention: `k` and `v`. MLA: `k` is the latent part, `rope` the rotary part of the same rows, and `v` is None,
+    because the values are the latent part again. Decompressed MLA adds the projections.
     """
 
-    k_cache: Tensor  # [num_blocks, block_size, num_kv_heads, head_size]
-    key_stride_block: int
-    key_stride_slot: int
-    key_stride_head: int
-    key_stride_dim: int
-    v_cache: Tensor | None = None  # [num_blocks, block_size, num_kv_heads, head_size_v]
-    value_stride_block: int | None = None
-    value_stride_slot: int | None = None
-    value_stride_head: int | None = None
-    value_stride_dim: int | None = None
-    rope: Tensor | None = None  # [num_blocks, block_size, qk_rope_head_dim]; block and slot strides are the keys'
-    w_uk: Tensor | None = None  # [num_query_heads, qk_nope_head_dim, kv_lora_rank]
-    w_uk_stride_head: int | None = None
-    w_uk_stride_row: int | None = None
-    w_uk_stride_column: int | None = None
-    w_uv: Tensor | None = None  # [num_query_heads, v_head_dim, kv_lora_rank]
-    w_uv_stride_head: int | None = None
-    w_uv_stride_row: int | None = None
-    w_uv_stride_column: int | None = None
+    k: Pages
+    v: Pages | None = None
+    rope: Tensor | None = None  # [num_blocks, block_size, qk_rope_head_dim]; its strides are those of `k`
+    w_uk: Weights | None = None  # to qk_nope_head_dim
+    w_uv: Weights | None = None  # to v_head_dim
 
 
 class Requests(NamedTuple):
     cu_seqlens_q: Tensor  # [num_requests + 1] int32
     seq_lens: Tensor  # [num_requests] int32
-    block_table: Tensor  # [num_requests, max_blocks] int32, row stride `table_stride`
+    block_table: Tensor  # [num_requests, max_blocks] int32, row stride Numbers.table_stride
 
 
 class ScoreRules(NamedTuple):
@@ -64,20 +69,19 @@ class ScoreRules(NamedTuple):
     one_over_softcap: float | None
     alibi_slopes: Tensor | None  # [num_query_heads] float32
     sinks: Tensor | None  # [num_query_heads] float32
-    query_bias: Tensor | None  # [num_tokens, bias_width] float32, row stride `bias_stride`
+    query_bias: Tensor | None  # [num_tokens, Numbers.bias_width] float32, row stride Numbers.bias_stride
+
+
+class Scale(NamedTuple):
+    base: Tensor  # on the device
+    stride_head: int  # 0: one scale for all heads; 1: one per kv head
 
 
 class DeviceScales(NamedTuple):
-    """Scales on the device; a stride of 0 is one scale for all heads, 1 one per kv head."""
-
-    q: Tensor | None
-    q_stride: int | None
-    k: Tensor | None
-    k_stride: int | None
-    v: Tensor | None
-    v_stride: int | None
-    out: Tensor | None
-    out_stride: int | None
+    q: Scale | None
+    k: Scale | None
+    v: Scale | None
+    out: Scale | None
 
 
 class Outputs(NamedTuple):
@@ -110,6 +114,29 @@ class WorkLists(NamedTuple):
     merge_items: Tensor
 
 
+class Step(NamedTuple):
+    """What a step of attention reads and writes, apart from partial results."""
+
+    queries: Queries
+    cache: PagedKV
+    requests: Requests
+    rules: ScoreRules
+    scales: DeviceScales
+    outputs: Outputs
+    work: WorkLists
+
+
+class Numbers(NamedTuple):
+    """The integers of a step that no kernel is compiled for; in this order arguments of the attention kernels."""
+
+    num_requests: int
+    table_stride: int
+    sliding_window: int | None
+    right_window: int | None
+    bias_width: int  # 0 where there is no query bias
+    bias_stride: int
+
+
 def stride(tensor: Tensor, dim: int) -> int:
     """A dimension of size 1 may carry any stride, as large as it likes; here it gets that of a packed tensor.
 
@@ -133,36 +160,23 @@ def outputs(out: Tensor, lse: Tensor) -> Outputs:
     return Outputs(out, stride(out, 0), stride(out, 1), lse, stride(lse, 0), stride(lse, 1))
 
 
+def scale(tensor: Tensor | None) -> Scale | None:
+    return None if tensor is None else Scale(tensor, int(tensor.numel() > 1))
+
+
+def pages(cache: Tensor) -> Pages:
+    return Pages(cache, *(stride(cache, dim) for dim in range(4)))
+
+
 def paged_kv(k_cache: Tensor, v_cache: Tensor) -> PagedKV:
-    return PagedKV(
-        k_cache=k_cache,
-        key_stride_block=stride(k_cache, 0),
-        key_stride_slot=stride(k_cache, 1),
-        key_stride_head=stride(k_cache, 2),
-        key_stride_dim=stride(k_cache, 3),
-        v_cache=v_cache,
-        value_stride_block=stride(v_cache, 0),
-        value_stride_slot=stride(v_cache, 1),
-        value_stride_head=stride(v_cache, 2),
-        value_stride_dim=stride(v_cache, 3),
-    )
+    return PagedKV(pages(k_cache), pages(v_cache))
 
 
 def latent_kv(latent_cache: Tensor, rank: int, w_uk: Tensor | None = None, w_uv: Tensor | None = None) -> PagedKV:
-    """A latent cache: rows that every kv head shares, hence a head stride of 0."""
-    return PagedKV(
-        k_cache=latent_cache,
-        key_stride_block=stride(latent_cache, 0),
-        key_stride_slot=stride(latent_cache, 1),
-        key_stride_head=0,
-        key_stride_dim=stride(latent_cache, 2),
-        rope=latent_cache[:, :, rank:],
-        w_uk=w_uk,
-        w_uk_stride_head=_stride(w_uk, 0),
-        w_uk_stride_row=_stride(w_uk, 1),
-        w_uk_stride_column=_stride(w_uk, 2),
-        w_uv=w_uv,
-        w_uv_stride_head=_stride(w_uv, 0),
-        w_uv_stride_row=_stride(w_uv, 1),
-        w_uv_stride_column=_stride(w_uv, 2),
-    )
+    """A latent cache [num_blocks, block_size, kv_lora_rank + qk_rope_head_dim], whose rows every kv head shares."""
+    latent = Pages(latent_cache, stride(latent_cache, 0), stride(latent_cache, 1), 0, stride(latent_cache, 2))
+    return PagedKV(latent, rope=latent_cache[:, :, rank:], w_uk=_weights(w_uk), w_uv=_weights(w_uv))
+
+
+def _weights(tensor: Tensor | None) -> Weights | None:
+    return None if tensor is None else Weights(tensor, *(stride(tensor, dim) for dim in range(3)))

@@ -10,167 +10,163 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .groups import KeyTile, Query, State
 from .tiles import LOG2_E, inner_range, load_bias, load_rows, scale_of, shape_scores, update_softmax, visible_keys
 
 
 @triton.jit
-def load_blocks(requests, request, table_stride, keys, start, end, BLOCK_SIZE: tl.constexpr):
+def load_blocks(requests, numbers, request, keys, start, end, SIZES: tl.constexpr):
     """The block of each key; the table is read only for keys in [start, end)."""
-    row = requests.block_table + request.to(tl.int64) * table_stride
-    return tl.load(row + keys // BLOCK_SIZE, mask=(keys >= start) & (keys < end), other=0)
+    row = requests.block_table + request.to(tl.int64) * numbers.table_stride
+    return tl.load(row + keys // SIZES.block_size, mask=(keys >= start) & (keys < end), other=0)
 
 
 @triton.jit
-def load_keys(pointer, place, stride_dim, readable, SIZE: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr):
-    """[BLOCK, BLOCK_N] of cache rows, transposed, in the arithmetic's format."""
-    dims = tl.arange(0, BLOCK)
+def load_keys(pointer, place, stride_dim, readable, SIZE: tl.constexpr, PADDED: tl.constexpr, KIND: tl.constexpr):
+    """[PADDED, TILE.keys] of cache rows, transposed, in the arithmetic's format."""
+    dims = tl.arange(0, PADDED)
     mask = (dims < SIZE)[:, None] & readable[None, :]
     loaded = tl.load(pointer + place[None, :] + (dims.to(tl.int64) * stride_dim)[:, None], mask=mask, other=0.0)
     return loaded.to(KIND)
 
 
 @triton.jit
-def load_values(pointer, place, stride_dim, readable, SIZE: tl.constexpr, BLOCK: tl.constexpr, KIND: tl.constexpr):
-    """[BLOCK_N, BLOCK] of cache rows in the arithmetic's format."""
-    dims = tl.arange(0, BLOCK)
-    mask = readable[:, None] & (dims < SIZE)[None, :]
-    loaded = tl.load(pointer + place[:, None] + (dims.to(tl.int64) * stride_dim)[None, :], mask=mask, other=0.0)
-    return loaded.to(KIND)
+def load_values(pages, place, readable, SIZES: tl.constexpr):
+    """[TILE.keys, padded_value] of cache rows in the arithmetic's format."""
+    dims = tl.arange(0, SIZES.padded_value)
+    mask = readable[:, None] & (dims < SIZES.head_size_v)[None, :]
+    loaded = tl.load(
+        pages.base + place[:, None] + (dims.to(tl.int64) * pages.stride_dim)[None, :], mask=mask, other=0.0
+    )
+    return loaded.to(SIZES.arithmetic)
 
 
 @triton.jit
-def project_rows(
-    cache, weights, weight_stride_row, weight_stride_column, place, readable,
-    RANK: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
-):  # fmt: skip
-    """[BLOCK_N, BLOCK] = latent rows [BLOCK_N, RANK] @ weights [SIZE, RANK]^T, summed in float32."""
-    dims = tl.arange(0, BLOCK)
-    projected = tl.zeros([BLOCK_N, BLOCK], tl.float32)
-    for first in range(0, RANK, BLOCK_C):
-        columns = first + tl.arange(0, BLOCK_C)
-        inside = columns < RANK
-        latent_place = place[:, None] + (columns.to(tl.int64) * cache.key_stride_dim)[None, :]
-        latent = tl.load(cache.k_cache + latent_place, mask=readable[:, None] & inside[None, :], other=0.0).to(KIND)
-        weight_place = (dims.to(tl.int64) * weight_stride_row)[None, :]
-        weight_place += (columns.to(tl.int64) * weight_stride_column)[:, None]
-        weight = tl.load(weights + weight_place, mask=inside[:, None] & (dims < SIZE)[None, :], other=0.0).to(KIND)
-        projected = tl.dot(latent, weight, projected, input_precision="ieee")
+def place_of(pages, key_tile):
+    """Where the rows of the first head begin: [TILE.keys]."""
+    return key_tile.block * pages.stride_block + key_tile.slot * pages.stride_slot
+
+
+@triton.jit
+def project_rows(latent, weights, head, key_tile, SIZE: tl.constexpr, PADDED: tl.constexpr, SIZES: tl.constexpr):
+    """[TILE.keys, PADDED] = latent rows [TILE.keys, rank] @ the head's weights [SIZE, rank]^T, summed in float32."""
+    KEYS: tl.constexpr = key_tile.keys.shape[0]
+    dims = tl.arange(0, PADDED)
+    place = place_of(latent, key_tile)
+    head_weights = weights.base + tl.cast(head, tl.int64) * weights.stride_head
+    projected = tl.zeros([KEYS, PADDED], tl.float32)
+    for first in range(0, SIZES.rank, SIZES.rank_step):
+        columns = first + tl.arange(0, SIZES.rank_step)
+        inside = columns < SIZES.rank
+        row_place = place[:, None] + (columns.to(tl.int64) * latent.stride_dim)[None, :]
+        rows = tl.load(latent.base + row_place, mask=key_tile.readable[:, None] & inside[None, :], other=0.0)
+        weight_place = (dims.to(tl.int64) * weights.stride_row)[None, :]
+        weight_place += (columns.to(tl.int64) * weights.stride_column)[:, None]
+        weight = tl.load(head_weights + weight_place, mask=inside[:, None] & (dims < SIZE)[None, :], other=0.0)
+        rows, weight = rows.to(SIZES.arithmetic), weight.to(SIZES.arithmetic)
+        projected = tl.dot(rows, weight, projected, input_precision="ieee")
     return projected
 
 
 @triton.jit
-def raw_scores(
-    q, q_rope, cache, scales, kv_head, block, slot, readable, softmax_scale,
-    HEAD_SIZE: tl.constexpr, ROPE_SIZE: tl.constexpr, RANK: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
-):  # fmt: skip
-    """(scores [BLOCK_M, BLOCK_N] times `softmax_scale`, keys [BLOCK_D, BLOCK_N]) of one tile of cache rows."""
-    place = block * cache.key_stride_block + slot * cache.key_stride_slot
-    k_scale = scale_of(scales.k, scales.k_stride, kv_head)
-    scale = softmax_scale * scale_of(scales.q, scales.q_stride, kv_head)
+def raw_scores(query, cache, scales, kv_head, key_tile, softmax_scale, SIZES: tl.constexpr):
+    """(scores [TILE.rows, TILE.keys] times `softmax_scale`, keys [padded_head, TILE.keys]) of one tile of keys."""
+    KIND: tl.constexpr = SIZES.arithmetic
+    place = place_of(cache.k, key_tile)
+    readable = key_tile.readable
+    k_scale = scale_of(scales.k, kv_head)
+    scale = softmax_scale * scale_of(scales.q, kv_head)
     if cache.w_uk is not None:
-        weights = cache.w_uk + tl.cast(kv_head, tl.int64) * cache.w_uk_stride_head
-        projected = project_rows(
-            cache, weights, cache.w_uk_stride_row, cache.w_uk_stride_column, place, readable,
-            RANK, HEAD_SIZE, BLOCK_D, BLOCK_N, BLOCK_C, KIND,
-        )  # fmt: skip
+        projected = project_rows(cache.k, cache.w_uk, kv_head, key_tile, SIZES.head_size, SIZES.padded_head, SIZES)
         # Scaled before it is rounded: the unscaled sum may not fit into float16.
         keys = tl.trans((projected * k_scale).to(KIND))
-        scores = tl.dot(q, keys, input_precision="ieee")
-        rope = load_keys(cache.rope, place, cache.key_stride_dim, readable, ROPE_SIZE, BLOCK_R, KIND)
-        scores += k_scale * tl.dot(q_rope, rope, input_precision="ieee")
+        scores = tl.dot(query.main, keys, input_precision="ieee")
+        rope = load_keys(cache.rope, place, cache.k.stride_dim, readable, SIZES.rope_size, SIZES.padded_rope, KIND)
+        scores += k_scale * tl.dot(query.rope, rope, input_precision="ieee")
     else:
-        head_place = place + tl.cast(kv_head, tl.int64) * cache.key_stride_head
-        keys = load_keys(cache.k_cache, head_place, cache.key_stride_dim, readable, HEAD_SIZE, BLOCK_D, KIND)
-        scores = tl.dot(q, keys, input_precision="ieee")
+        head_place = place + tl.cast(kv_head, tl.int64) * cache.k.stride_head
+        keys = load_keys(
+            cache.k.base, head_place, cache.k.stride_dim, readable, SIZES.head_size, SIZES.padded_head, KIND
+        )
+        scores = tl.dot(query.main, keys, input_precision="ieee")
         if cache.rope is not None:
-            rope = load_keys(cache.rope, place, cache.key_stride_dim, readable, ROPE_SIZE, BLOCK_R, KIND)
-            scores = tl.dot(q_rope, rope, scores, input_precision="ieee")
+            rope = load_keys(cache.rope, place, cache.k.stride_dim, readable, SIZES.rope_size, SIZES.padded_rope, KIND)
+            scores = tl.dot(query.rope, rope, scores, input_precision="ieee")
         scale = scale * k_scale
     return scores * scale, keys
 
 
 @triton.jit
-def value_rows(
-    cache, keys, scales, kv_head, block, slot, readable,
-    HEAD_SIZE_V: tl.constexpr, RANK: tl.constexpr, BLOCK_V: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
-):  # fmt: skip
-    """The values [BLOCK_N, BLOCK_V] of the tile whose keys were just scored."""
+def value_rows(cache, keys, scales, kv_head, key_tile, SIZES: tl.constexpr):
+    """The values [TILE.keys, padded_value] of the tile whose keys were just scored."""
     if cache.w_uv is not None:
-        place = block * cache.key_stride_block + slot * cache.key_stride_slot
-        weights = cache.w_uv + tl.cast(kv_head, tl.int64) * cache.w_uv_stride_head
-        projected = project_rows(
-            cache, weights, cache.w_uv_stride_row, cache.w_uv_stride_column, place, readable,
-            RANK, HEAD_SIZE_V, BLOCK_V, BLOCK_N, BLOCK_C, KIND,
-        )  # fmt: skip
-        value_tile = (projected * scale_of(scales.k, scales.k_stride, kv_head)).to(KIND)
-    elif cache.v_cache is None:
+        projected = project_rows(cache.k, cache.w_uv, kv_head, key_tile, SIZES.head_size_v, SIZES.padded_value, SIZES)
+        value_tile = (projected * scale_of(scales.k, kv_head)).to(SIZES.arithmetic)
+    elif cache.v is None:
         value_tile = tl.trans(keys)
     else:
-        place = block * cache.value_stride_block + slot * cache.value_stride_slot
-        place += tl.cast(kv_head, tl.int64) * cache.value_stride_head
-        value_tile = load_values(cache.v_cache, place, cache.value_stride_dim, readable, HEAD_SIZE_V, BLOCK_V, KIND)
+        place = place_of(cache.v, key_tile)
+        place += tl.cast(kv_head, tl.int64) * cache.v.stride_head
+        value_tile = load_values(cache.v, place, key_tile.readable, SIZES)
     return value_tile
 
 
 @triton.jit
-def attend(
-    queries, cache, requests, rules, scales, request, kv_head, rows, heads, positions, row_mask, context,
-    first_position, last_position, start, end, table_stride, sliding_window, right_window, bias_width, bias_stride,
-    CAUSAL: tl.constexpr, HEAD_SIZE: tl.constexpr, HEAD_SIZE_V: tl.constexpr, ROPE_SIZE: tl.constexpr,
-    RANK: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
-):  # fmt: skip
-    """Attend from a tile of rows to the keys [start, end): (weighted values, maximum, total), not yet divided."""
-    q = load_rows(queries.main, queries.stride_token, queries.stride_head, rows, heads, row_mask, HEAD_SIZE, BLOCK_D)
-    q = q.to(KIND)
-    q_rope = q
+def load_query(queries, rows, SIZES: tl.constexpr):
+    """The tile's rows of q, and of its rotary part where there is one, in the arithmetic's format."""
+    KIND: tl.constexpr = SIZES.arithmetic
+    main = load_rows(
+        queries.main, queries.stride_token, queries.stride_head, rows, SIZES.head_size, SIZES.padded_head
+    ).to(KIND)
+    rope = main
     if queries.rope is not None:
-        q_rope = load_rows(
-            queries.rope, queries.rope_stride_token, queries.rope_stride_head, rows, heads, row_mask, ROPE_SIZE, BLOCK_R
+        rope = load_rows(
+            queries.rope, queries.rope_stride_token, queries.rope_stride_head, rows, SIZES.rope_size, SIZES.padded_rope
         ).to(KIND)
+    return Query(main=main, rope=rope)
+
+
+@triton.jit
+def attend(step, numbers, tile, start, end, SIZES: tl.constexpr, TILE: tl.constexpr):
+    """Attend from a tile of rows to the keys [start, end)."""
+    BLOCK_M: tl.constexpr = TILE.rows
+    BLOCK_N: tl.constexpr = TILE.keys
+    BLOCK_V: tl.constexpr = SIZES.padded_value
+    rules = step.rules
+    query = load_query(step.queries, tile.rows, SIZES)
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    values = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
-    inner_start, inner_end = inner_range(
-        first_position, last_position, start, end, sliding_window, right_window, CAUSAL
-    )  # fmt: skip
+    weighted = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    inner_start, inner_end = inner_range(tile, numbers, start, end, SIZES.causal)
     softmax_scale = rules.softmax_scale
     if rules.softcap is None:
         softmax_scale = softmax_scale * LOG2_E
     first_key = (start // BLOCK_N) * BLOCK_N
     columns = tl.arange(0, BLOCK_N)
     # Blocks are looked up one tile ahead: keys and values can be asked for without waiting for the table first.
-    next_blocks = load_blocks(requests, request, table_stride, first_key + columns, start, end, BLOCK_SIZE)
+    next_blocks = load_blocks(step.requests, numbers, tile.request, first_key + columns, start, end, SIZES)
     for first in range(first_key, end, BLOCK_N):
         keys = first + columns
         block = next_blocks.to(tl.int64)
-        slot = (keys % BLOCK_SIZE).to(tl.int64)
-        next_blocks = load_blocks(requests, request, table_stride, keys + BLOCK_N, start, end, BLOCK_SIZE)
+        slot = (keys % SIZES.block_size).to(tl.int64)
+        next_blocks = load_blocks(step.requests, numbers, tile.request, keys + BLOCK_N, start, end, SIZES)
         readable = (keys >= start) & (keys < end)
         if rules.query_bias is not None:
-            visible = visible_keys(keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL)
-            bias = load_bias(rules, rows, keys - context, visible, bias_width, bias_stride)
+            visible = visible_keys(keys, readable, tile, numbers, SIZES.causal)
+            bias = load_bias(rules, numbers, tile.rows, keys - tile.context, visible)
             visible = visible & (bias > float("-inf"))
             # A key that the bias hides from everybody is not read: it may hold NaN, on a page that may not exist.
             readable = readable & (tl.max(visible.to(tl.int32), 0) > 0)
-        scores, key_tile = raw_scores(
-            q, q_rope, cache, scales, kv_head, block, slot, readable, softmax_scale,
-            HEAD_SIZE, ROPE_SIZE, RANK, BLOCK_D, BLOCK_R, BLOCK_N, BLOCK_C, KIND,
-        )  # fmt: skip
-        scores = shape_scores(scores, keys, positions, heads, row_mask, rules)
+        key_tile = KeyTile(keys=keys, block=block, slot=slot, readable=readable)
+        scores, key_rows = raw_scores(query, step.cache, step.scales, tile.kv_head, key_tile, softmax_scale, SIZES)
+        scores = shape_scores(scores, keys, tile, rules)
         if rules.query_bias is not None:
             scores = tl.where(visible, scores + bias * LOG2_E, float("-inf"))
         elif (first < inner_start) | (first + BLOCK_N > inner_end):
-            visible = visible_keys(keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL)
+            visible = visible_keys(keys, readable, tile, numbers, SIZES.causal)
             scores = tl.where(visible, scores, float("-inf"))
         weights, rescale, maximum, total = update_softmax(scores, maximum, total)
-        value_tile = value_rows(
-            cache, key_tile, scales, kv_head, block, slot, readable,
-            HEAD_SIZE_V, RANK, BLOCK_V, BLOCK_N, BLOCK_C, KIND,
-        )  # fmt: skip
-        values = values * rescale[:, None]
-        values = tl.dot(weights.to(KIND), value_tile, values, input_precision="ieee")
-    return values, maximum, total
+        values = value_rows(step.cache, key_rows, step.scales, tile.kv_head, key_tile, SIZES)
+        weighted = weighted * rescale[:, None]
+        weighted = tl.dot(weights.to(SIZES.arithmetic), values, weighted, input_precision="ieee")
+    return State(maximum=maximum, total=total, weighted=weighted)

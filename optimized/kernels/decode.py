@@ -8,100 +8,72 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .arguments import Numbers
 from .attend import attend
 from .plan import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
-from .tiles import finish, key_range, request_span, store_lse, store_out, tile_rows
+from .tiles import finish, key_range, query_tile, request_span, store_lse, store_out
 
 
 @triton.jit
-def store_partials(
-    partials, first_partial, tokens, heads, mask, values, maximum, total,
-    NUM_QUERY_HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    place = (first_partial + tokens).to(tl.int64) * NUM_QUERY_HEADS + heads
-    tl.store(partials.maximum + place, maximum, mask=mask)
-    tl.store(partials.total + place, total, mask=mask)
-    dims = tl.arange(0, BLOCK)
-    pointers = partials.weighted + place[:, None] * SIZE + dims[None, :]
-    tl.store(pointers, values, mask=mask[:, None] & (dims < SIZE)[None, :])
+def store_partials(partials, first_partial, tile, state, SIZES: tl.constexpr):
+    place = (first_partial + tile.tokens).to(tl.int64) * (SIZES.num_kv_heads * SIZES.group) + tile.rows.heads
+    mask = tile.rows.mask
+    tl.store(partials.maximum + place, state.maximum, mask=mask)
+    tl.store(partials.total + place, state.total, mask=mask)
+    dims = tl.arange(0, SIZES.padded_value)
+    pointers = partials.weighted + place[:, None] * SIZES.head_size_v + dims[None, :]
+    tl.store(pointers, state.weighted, mask=mask[:, None] & (dims < SIZES.head_size_v)[None, :])
 
 
 @triton.jit
-def walk_splits(
-    queries, cache, requests, rules, scales, outputs, partials, work,
-    num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
-    CAUSAL: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr,
-    HEAD_SIZE_V: tl.constexpr, ROPE_SIZE: tl.constexpr, RANK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
-):  # fmt: skip
-    """A program's share of the splits, in tiles of BLOCK_M rows."""
+def split_range(start, end, split, split_keys):
+    """What the keys [start, end) and one split have in common."""
+    start = tl.maximum(start, split * split_keys)
+    # In this order nothing overflows: what is left of the keys, cut to one split.
+    end = split * split_keys + tl.minimum(end - split * split_keys, split_keys)
+    return start, end
+
+
+@triton.jit
+def walk_splits(step, partials, numbers, SIZES: tl.constexpr, TILE: tl.constexpr):
+    """A program's share of the splits."""
+    NUM_KV_HEADS: tl.constexpr = SIZES.num_kv_heads
+    counts = step.work.counts
     # As many tiles as the longest request needs, so that batches of single tokens leave no program without work.
-    num_sub_tiles = tl.cdiv(tl.load(work.counts + MOST_DECODE_TOKENS) * GROUP, BLOCK_M)
-    num_items = tl.load(work.counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
-    split_keys = tl.load(work.counts + SPLIT_KEYS)
+    num_sub_tiles = tl.cdiv(tl.load(counts + MOST_DECODE_TOKENS) * SIZES.group, TILE.rows)
+    num_items = tl.load(counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
+    split_keys = tl.load(counts + SPLIT_KEYS)
     for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
         item = index // (NUM_KV_HEADS * num_sub_tiles)
         kv_head = index // num_sub_tiles % NUM_KV_HEADS
         sub_tile = index % num_sub_tiles
-        request = tl.load(work.decode_items + 2 * item)
-        split = tl.load(work.decode_items + 2 * item + 1)
-        first_row, query_len, seq_len = request_span(requests, request)
-        if sub_tile * BLOCK_M < query_len * GROUP:
-            context = seq_len - query_len
-            tokens, group_heads, row_mask = tile_rows(0, query_len, sub_tile, GROUP, BLOCK_M)
-            first_position = context + sub_tile * BLOCK_M // GROUP
-            last_position = context + tl.minimum((sub_tile * BLOCK_M + BLOCK_M - 1) // GROUP, query_len - 1)
-            start, end = key_range(first_position, last_position, seq_len, sliding_window, right_window, CAUSAL)
-            start = tl.maximum(start, split * split_keys)
-            # In this order nothing overflows: what is left of the keys, cut to one split.
-            end = split * split_keys + tl.minimum(end - split * split_keys, split_keys)
-            rows = first_row + tokens
-            heads = kv_head * GROUP + group_heads
-            values, maximum, total = attend(
-                queries, cache, requests, rules, scales, request, kv_head, rows, heads, context + tokens, row_mask,
-                context, first_position, last_position, start, end,
-                table_stride, sliding_window, right_window, bias_width, bias_stride,
-                CAUSAL, HEAD_SIZE, HEAD_SIZE_V, ROPE_SIZE, RANK, BLOCK_SIZE,
-                BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V, BLOCK_R, BLOCK_C, KIND,
-            )  # fmt: skip
-            if num_splits(seq_len, split_keys) == 1:
-                out, lse = finish(values, maximum, total, rules, heads, row_mask)
-                store_out(outputs, scales, out, rows, heads, kv_head, row_mask, HEAD_SIZE_V, BLOCK_V)
-                store_lse(outputs, lse, rows, heads, row_mask)
+        request = tl.load(step.work.decode_items + 2 * item)
+        split = tl.load(step.work.decode_items + 2 * item + 1)
+        span = request_span(step.requests, request)
+        if sub_tile * TILE.rows < span.query_len * SIZES.group:
+            tile = query_tile(span, request, kv_head, 0, span.query_len, sub_tile, SIZES, TILE)
+            start, end = key_range(tile, span, numbers, SIZES.causal)
+            start, end = split_range(start, end, split, split_keys)
+            state = attend(step, numbers, tile, start, end, SIZES, TILE)
+            if num_splits(span.seq_len, split_keys) == 1:
+                out, lse = finish(state, step.rules, tile.rows)
+                store_out(step.outputs, step.scales, out, tile.rows, kv_head, SIZES)
+                store_lse(step.outputs, lse, tile.rows)
             else:
-                first_partial = first_partial_row(work.offsets, request, num_requests) + split * query_len
-                store_partials(
-                    partials, first_partial, tokens, heads, row_mask, values, maximum, total,
-                    NUM_KV_HEADS * GROUP, HEAD_SIZE_V, BLOCK_V,
-                )  # fmt: skip
+                first_partial = first_partial_row(step.work.offsets, request, numbers.num_requests)
+                store_partials(partials, first_partial + split * span.query_len, tile, state, SIZES)
 
 
-@triton.jit(
-    do_not_specialize=["num_requests", "table_stride", "sliding_window", "right_window", "bias_width", "bias_stride"]
-)
+@triton.jit(do_not_specialize=Numbers._fields)
 def decode(
-    queries, cache, requests, rules, scales, outputs, partials, work,
-    num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
-    CAUSAL: tl.constexpr, NUM_KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE: tl.constexpr,
-    HEAD_SIZE_V: tl.constexpr, ROPE_SIZE: tl.constexpr, RANK: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BLOCK_M: tl.constexpr, WIDE_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, KIND: tl.constexpr,
+    step, partials, num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+    SIZES: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """All splits; in tiles of WIDE_M rows, if it is not 0, where a request has more than BLOCK_M of them."""
-    narrow = tl.load(work.counts + MOST_DECODE_TOKENS) * GROUP <= BLOCK_M
-    if narrow | (WIDE_M == 0):
-        walk_splits(
-            queries, cache, requests, rules, scales, outputs, partials, work,
-            num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
-            CAUSAL, NUM_KV_HEADS, GROUP, HEAD_SIZE, HEAD_SIZE_V, ROPE_SIZE, RANK, BLOCK_SIZE,
-            BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V, BLOCK_R, BLOCK_C, KIND,
-        )  # fmt: skip
-    if WIDE_M > 0:  # noqa: SIM102 - the compiler decides this one, and leaves out what is in it
+    """All splits; in tiles of WIDE, if there is one, where a request has more rows than a TILE."""
+    numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
+    narrow = tl.load(step.work.counts + MOST_DECODE_TOKENS) * SIZES.group <= TILE.rows
+    if narrow | (WIDE is None):
+        walk_splits(step, partials, numbers, SIZES, TILE)
+    if WIDE is not None:  # noqa: SIM102 - the compiler decides this one, and leaves out what is in it
         if not narrow:
-            walk_splits(
-                queries, cache, requests, rules, scales, outputs, partials, work,
-                num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
-                CAUSAL, NUM_KV_HEADS, GROUP, HEAD_SIZE, HEAD_SIZE_V, ROPE_SIZE, RANK, BLOCK_SIZE,
-                WIDE_M, BLOCK_N, BLOCK_D, BLOCK_V, BLOCK_R, BLOCK_C, KIND,
-            )  # fmt: skip
+            walk_splits(step, partials, numbers, SIZES, WIDE)

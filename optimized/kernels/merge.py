@@ -5,29 +5,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .groups import Rows
 from .padding import clear_padding
 from .plan import NUM_MERGE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
 from .tiles import LN_2, LOG2_E, distance_from, finite_maximum, join_sink, log_sum, request_span, store_lse, store_out
 
 
 @triton.jit
-def join_splits(
-    partials, first_partial, query_len, splits, head,
-    NUM_QUERY_HEADS: tl.constexpr, SIZE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """(values [BLOCK], maximum, total) of one row over all its splits, in the order of the keys."""
-    dims = tl.arange(0, BLOCK)
+def join_splits(partials, first_partial, query_len, splits, head, SIZES: tl.constexpr):
+    """(values [padded_value], maximum, total) of one row over all its splits, in the order of the keys."""
+    BLOCK_V: tl.constexpr = SIZES.padded_value
+    dims = tl.arange(0, BLOCK_V)
     maximum = float("-inf")
     total = 0.0
-    values = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, splits, BLOCK_S):
-        split = first + tl.arange(0, BLOCK_S)
+    values = tl.zeros([BLOCK_V], tl.float32)
+    for first in range(0, splits, SIZES.splits_step):
+        split = first + tl.arange(0, SIZES.splits_step)
         mask = split < splits
-        place = (first_partial + split * query_len).to(tl.int64) * NUM_QUERY_HEADS + head
+        place = (first_partial + split * query_len).to(tl.int64) * SIZES.num_query_heads + head
         maxima = tl.load(partials.maximum + place, mask=mask, other=float("-inf"))
         totals = tl.load(partials.total + place, mask=mask, other=0.0)
-        pointers = partials.weighted + place[:, None] * SIZE + dims[None, :]
-        parts = tl.load(pointers, mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)
+        pointers = partials.weighted + place[:, None] * SIZES.head_size_v + dims[None, :]
+        parts = tl.load(pointers, mask=mask[:, None] & (dims < SIZES.head_size_v)[None, :], other=0.0)
         new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
         stand_in = finite_maximum(new_maximum)
         rescale = tl.exp2(maximum - stand_in)
@@ -40,11 +39,10 @@ def join_splits(
 
 @triton.jit(do_not_specialize=["num_tokens", "num_requests"])
 def merge_splits(
-    requests, rules, scales, outputs, partials, work, num_tokens, num_requests,
-    NUM_QUERY_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_SIZE_V: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+    requests, rules, scales, outputs, partials, work, num_tokens, num_requests, SIZES: tl.constexpr
 ):  # fmt: skip
     """The rows whose requests were split, and those of no request: a launch of their own would cost 3 us."""
+    NUM_QUERY_HEADS: tl.constexpr = SIZES.num_query_heads
     num_items = tl.load(work.counts + NUM_MERGE_ITEMS) * NUM_QUERY_HEADS
     split_keys = tl.load(work.counts + SPLIT_KEYS)
     one = tl.arange(0, 1)
@@ -53,50 +51,44 @@ def merge_splits(
         head = index % NUM_QUERY_HEADS
         request = tl.load(work.merge_items + 2 * item)
         token = tl.load(work.merge_items + 2 * item + 1)
-        first_row, query_len, seq_len = request_span(requests, request)
+        span = request_span(requests, request)
         first_partial = first_partial_row(work.offsets, request, num_requests) + token
-        values, maximum, total = join_splits(
-            partials, first_partial, query_len, num_splits(seq_len, split_keys), head,
-            NUM_QUERY_HEADS, HEAD_SIZE_V, BLOCK_S, BLOCK_V,
-        )  # fmt: skip
+        splits = num_splits(span.seq_len, split_keys)
+        values, maximum, total = join_splits(partials, first_partial, span.query_len, splits, head, SIZES)
         if rules.sinks is not None:
             rescale, maximum, total = join_sink(maximum, total, tl.load(rules.sinks + head))
             values = values * rescale
         out = values / tl.where(total > 0.0, total, 1.0)
-        rows = first_row + token + one
-        store_out(outputs, scales, out[None, :], rows, head + one, head // GROUP, one == 0, HEAD_SIZE_V, BLOCK_V)
-        store_lse(outputs, log_sum(maximum * LN_2, total) + tl.zeros([1], tl.float32), rows, head + one, one == 0)
-    clear_padding(
-        requests.cu_seqlens_q, outputs, num_tokens, num_requests, NUM_QUERY_HEADS, HEAD_SIZE_V, BLOCK_T, BLOCK_V
-    )
+        rows = Rows(tokens=span.first_row + token + one, heads=head + one, mask=one == 0)
+        store_out(outputs, scales, out[None, :], rows, head // SIZES.group, SIZES)
+        store_lse(outputs, log_sum(maximum * LN_2, total) + tl.zeros([1], tl.float32), rows)
+    clear_padding(requests.cu_seqlens_q, outputs, num_tokens, num_requests, SIZES)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def merge_pair(
-    a, b, outputs, num_rows,
-    NUM_QUERY_HEADS: tl.constexpr, HEAD_SIZE_V: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
+def merge_pair(a, b, outputs, num_rows, SIZES: tl.constexpr):
     """Rows (token, head) of two states; `a` and `b` are Outputs groups that are read."""
-    dims = tl.arange(0, BLOCK_V)
+    BLOCK_T: tl.constexpr = SIZES.rows_step
+    dims = tl.arange(0, SIZES.padded_value)
     for start in range(tl.program_id(0) * BLOCK_T, num_rows, tl.num_programs(0) * BLOCK_T):
         item = start + tl.arange(0, BLOCK_T)
         mask = item < num_rows
-        rows = (item // NUM_QUERY_HEADS).to(tl.int64)
-        heads = (item % NUM_QUERY_HEADS).to(tl.int64)
-        lse_a = tl.load(a.lse + rows * a.lse_stride_token + heads * a.lse_stride_head, mask=mask, other=0.0)
-        lse_b = tl.load(b.lse + rows * b.lse_stride_token + heads * b.lse_stride_head, mask=mask, other=0.0)
+        tokens = (item // SIZES.num_query_heads).to(tl.int64)
+        heads = (item % SIZES.num_query_heads).to(tl.int64)
+        lse_a = tl.load(a.lse + tokens * a.lse_stride_token + heads * a.lse_stride_head, mask=mask, other=0.0)
+        lse_b = tl.load(b.lse + tokens * b.lse_stride_token + heads * b.lse_stride_head, mask=mask, other=0.0)
         maximum = tl.maximum(lse_a, lse_b)
         weight_a = tl.exp2(distance_from(lse_a, maximum) * LOG2_E)
         weight_b = tl.exp2(distance_from(lse_b, maximum) * LOG2_E)
         total = weight_a + weight_b
         # A part without weight is not even read: its out may be NaN.
-        inside = (dims < HEAD_SIZE_V)[None, :]
-        place_a = (rows * a.stride_token + heads * a.stride_head)[:, None] + dims[None, :]
-        place_b = (rows * b.stride_token + heads * b.stride_head)[:, None] + dims[None, :]
+        inside = (dims < SIZES.head_size_v)[None, :]
+        place_a = (tokens * a.stride_token + heads * a.stride_head)[:, None] + dims[None, :]
+        place_b = (tokens * b.stride_token + heads * b.stride_head)[:, None] + dims[None, :]
         out_a = tl.load(a.out + place_a, mask=(mask & (weight_a > 0.0))[:, None] & inside, other=0.0).to(tl.float32)
         out_b = tl.load(b.out + place_b, mask=(mask & (weight_b > 0.0))[:, None] & inside, other=0.0).to(tl.float32)
         divisor = tl.where(total > 0.0, total, 1.0)
         out = (out_a * weight_a[:, None] + out_b * weight_b[:, None]) / divisor[:, None]
-        place = (rows * outputs.stride_token + heads * outputs.stride_head)[:, None] + dims[None, :]
+        place = (tokens * outputs.stride_token + heads * outputs.stride_head)[:, None] + dims[None, :]
         tl.store(outputs.out + place, out.to(outputs.out.dtype.element_ty), mask=mask[:, None] & inside)
-        store_lse(outputs, log_sum(maximum, total), rows, heads, mask)
+        store_lse(outputs, log_sum(maximum, total), Rows(tokens=tokens, heads=heads, mask=mask))

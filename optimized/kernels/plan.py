@@ -2,7 +2,7 @@
 
 Requests with few new tokens (decode, speculative verification) are split along their keys and merged; the others
 are tiled along their queries. How long a split is, is decided here from the whole batch: so that programs have as
-much to do as each other, and that the partial results always fit into `PARTIAL_ROWS` rows and no scratch grows with
+much to do as each other, and that the partial results always fit into `partial_rows` rows and no scratch grows with
 requests x length.
 """
 
@@ -48,82 +48,65 @@ def first_partial_row(offsets, request, num_requests):
 
 
 @triton.jit
-def choose_split(
-    cu_seqlens_q, seq_lens, num_requests, request_programs, programs,
-    DECODE_TOKENS, SPLIT_BASE, SPLIT_COST, PARTIAL_ROWS, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The split length, SPLIT_BASE * 2^level, with which `programs` programs are done first.
+def choose_split(cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS: tl.constexpr):
+    """The split length, split_base * 2^level, with which `programs` programs are done first.
 
-    Only lengths whose partial results fit into PARTIAL_ROWS rows are taken. A program takes splits in turn; a split
-    costs its keys, and SPLIT_COST for what it begins and ends with; a request takes `request_programs` programs at a
+    Only lengths whose partial results fit into `partial_rows` rows are taken. A program takes splits in turn; a split
+    costs its keys, and `split_cost` for what it begins and ends with; a request takes `request_programs` programs at a
     time. Of equally good lengths the shortest.
     """
     levels = tl.arange(0, LEVELS)
-    widths = tl.where(levels == LEVELS - 1, WHOLE, SPLIT_BASE << levels)
+    widths = tl.where(levels == LEVELS - 1, WHOLE, LIMITS.split_base << levels)
     rows = tl.zeros([LEVELS], tl.int32)
     items = tl.zeros([LEVELS], tl.int64)
     keys = tl.zeros([LEVELS], tl.int64)
     longest = tl.zeros([LEVELS], tl.int64) + 1
-    for start in range(0, num_requests, BLOCK):
-        requests = start + tl.arange(0, BLOCK)
+    for start in range(0, num_requests, LIMITS.block):
+        requests = start + tl.arange(0, LIMITS.block)
         query_len, seq_len = request_lengths(cu_seqlens_q, seq_lens, requests, num_requests)
-        is_decode = (query_len > 0) & (query_len <= DECODE_TOKENS)
+        is_decode = (query_len > 0) & (query_len <= LIMITS.decode_tokens)
         seq_len = tl.where(is_decode, seq_len, 0)
         splits = tl.where(is_decode[:, None], num_splits(seq_len[:, None], widths[None, :]), 0)
         # Bounded before the sum, so that long lists of long requests cannot wrap around int32.
-        needed = tl.minimum(tl.where(splits > 1, splits * query_len[:, None], 0), PARTIAL_ROWS + 1)
-        rows = tl.minimum(rows + tl.sum(needed, 0), PARTIAL_ROWS + 1)
+        needed = tl.minimum(tl.where(splits > 1, splits * query_len[:, None], 0), LIMITS.partial_rows + 1)
+        rows = tl.minimum(rows + tl.sum(needed, 0), LIMITS.partial_rows + 1)
         items += tl.sum(splits.to(tl.int64), 0)
         keys += tl.sum(seq_len.to(tl.int64), 0)
         longest = tl.maximum(longest, tl.max(seq_len, 0))
     length = tl.minimum(widths.to(tl.int64), longest)
     rounds = tl.cdiv(keys * request_programs, programs * length)
-    cost = rounds * length + SPLIT_COST * tl.cdiv(items * request_programs, programs)
-    cost = tl.where(rows <= PARTIAL_ROWS, cost, 1 << 62)
+    cost = rounds * length + LIMITS.split_cost * tl.cdiv(items * request_programs, programs)
+    cost = tl.where(rows <= LIMITS.partial_rows, cost, 1 << 62)
     return tl.min(tl.where(cost == tl.min(cost, 0), widths, WHOLE), 0)
 
 
 @triton.jit(do_not_specialize=["num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"])
 def count_work(
-    cu_seqlens_q,
-    seq_lens,
-    counts,
-    offsets,
-    num_requests,
-    max_prefill_items,
-    max_decode_items,
-    request_programs,
-    programs,
-    DECODE_TOKENS: tl.constexpr,
-    TILE_TOKENS: tl.constexpr,
-    SPLIT_BASE: tl.constexpr,
-    SPLIT_COST: tl.constexpr,
-    PARTIAL_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    cu_seqlens_q, seq_lens, counts, offsets,
+    num_requests, max_prefill_items, max_decode_items, request_programs, programs, LIMITS: tl.constexpr,
+):  # fmt: skip
     """One program: how many items each request brings to each list, as running offsets [4, num_requests + 1].
 
     Rows of `offsets`: prefill items (query tiles), decode items (splits), merge items (rows of split requests),
     partial rows (splits x tokens of split requests).
     """
-    split_keys = choose_split(
-        cu_seqlens_q, seq_lens, num_requests, request_programs, programs,
-        DECODE_TOKENS, SPLIT_BASE, SPLIT_COST, PARTIAL_ROWS, BLOCK,
-    )  # fmt: skip
+    split_keys = choose_split(cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS)
     prefill = 0
     decode = 0
     merge = 0
     partial = 0
     most_decode_tokens = 0
     stride = num_requests + 1
-    for start in range(0, num_requests, BLOCK):
-        requests = start + tl.arange(0, BLOCK)
+    for start in range(0, num_requests, LIMITS.block):
+        requests = start + tl.arange(0, LIMITS.block)
         mask = requests < num_requests
         query_len, seq_len = request_lengths(cu_seqlens_q, seq_lens, requests, num_requests)
-        is_decode = (query_len > 0) & (query_len <= DECODE_TOKENS)
+        is_decode = (query_len > 0) & (query_len <= LIMITS.decode_tokens)
         splits = num_splits(seq_len, split_keys)
         is_split = is_decode & (splits > 1)
-        tiles = tl.where(query_len > DECODE_TOKENS, (query_len + TILE_TOKENS - 1) // TILE_TOKENS, 0)
+        tiles = tl.where(
+            query_len > LIMITS.decode_tokens, (query_len + LIMITS.tile_tokens - 1) // LIMITS.tile_tokens, 0
+        )
         units = tl.where(is_decode, splits, 0)
         most_decode_tokens = tl.maximum(most_decode_tokens, tl.max(tl.where(is_decode, query_len, 0), 0))
         merges = tl.where(is_split, query_len, 0)

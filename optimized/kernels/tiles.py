@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .groups import QueryTile, Rows, Span
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 FLOAT8_MAX = tl.constexpr(448.0)
@@ -20,91 +22,102 @@ FLOAT8_MAX = tl.constexpr(448.0)
 
 @triton.jit
 def request_span(requests, request):
-    """(first row in the batch, new tokens, keys) of a request."""
     first_row = tl.load(requests.cu_seqlens_q + request)
     query_len = tl.load(requests.cu_seqlens_q + request + 1) - first_row
     seq_len = tl.maximum(tl.load(requests.seq_lens + request), 0)
-    return first_row, query_len, seq_len
+    return Span(first_row=first_row, query_len=query_len, seq_len=seq_len)
 
 
 @triton.jit
-def tile_rows(first_token, end_token, sub_tile, GROUP: tl.constexpr, BLOCK_M: tl.constexpr):
-    """Tokens within the request, heads within the group, and which rows exist, of the tile's `sub_tile`-th part."""
-    flat = sub_tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    tokens = first_token + flat // GROUP
-    return tokens, flat % GROUP, tokens < end_token
+def query_tile(
+    span, request, kv_head, first_token, end_token, sub_tile, SIZES: tl.constexpr, TILE: tl.constexpr
+):  # fmt: skip
+    """The `sub_tile`-th TILE.rows of a request's tokens [first_token, end_token) and a kv head's query heads."""
+    context = span.seq_len - span.query_len
+    flat = sub_tile * TILE.rows + tl.arange(0, TILE.rows)
+    tokens = first_token + flat // SIZES.group
+    heads = kv_head * SIZES.group + flat % SIZES.group
+    first_position = context + first_token + sub_tile * TILE.rows // SIZES.group
+    last_token = tl.minimum(first_token + (sub_tile * TILE.rows + TILE.rows - 1) // SIZES.group, end_token - 1)
+    return QueryTile(
+        request=request,
+        kv_head=kv_head,
+        rows=Rows(tokens=span.first_row + tokens, heads=heads, mask=tokens < end_token),
+        tokens=tokens,
+        positions=context + tokens,
+        context=context,
+        first_position=first_position,
+        last_position=context + last_token,
+    )
 
 
 @triton.jit
-def key_range(first_position, last_position, seq_len, sliding_window, right_window, CAUSAL: tl.constexpr):
-    """The keys [start, end) that some position of [first_position, last_position] may see.
+def key_range(tile, span, numbers, CAUSAL: tl.constexpr):
+    """The keys [start, end) that some row of the tile may see.
 
     Neighbouring positions see overlapping or touching ranges, so the union has no holes, and no key in it is one
     that nobody may read, but for those that a query bias hides (`attend` leaves them out tile by tile).
     """
     start = 0
-    end = seq_len
+    end = span.seq_len
     if CAUSAL:
-        end = tl.minimum(end, last_position + 1)
-    elif right_window is not None:
-        end = tl.minimum(end, last_position + right_window + 1)
-    if sliding_window is not None:
-        start = tl.maximum(first_position - sliding_window + 1, 0)
+        end = tl.minimum(end, tile.last_position + 1)
+    elif numbers.right_window is not None:
+        end = tl.minimum(end, tile.last_position + numbers.right_window + 1)
+    if numbers.sliding_window is not None:
+        start = tl.maximum(tile.first_position - numbers.sliding_window + 1, 0)
     return start, end
 
 
 @triton.jit
-def inner_range(
-    first_position, last_position, start, end, sliding_window, right_window, CAUSAL: tl.constexpr
-):  # fmt: skip
-    """The part of the keys [start, end) that every position of [first_position, last_position] sees."""
+def inner_range(tile, numbers, start, end, CAUSAL: tl.constexpr):
+    """The part of the keys [start, end) that every row of the tile sees."""
     if CAUSAL:
-        end = tl.minimum(end, first_position + 1)
-    elif right_window is not None:
-        end = tl.minimum(end, first_position + right_window + 1)
-    if sliding_window is not None:
-        start = tl.maximum(last_position - sliding_window + 1, start)
+        end = tl.minimum(end, tile.first_position + 1)
+    elif numbers.right_window is not None:
+        end = tl.minimum(end, tile.first_position + numbers.right_window + 1)
+    if numbers.sliding_window is not None:
+        start = tl.maximum(tile.last_position - numbers.sliding_window + 1, start)
     return start, end
 
 
 @triton.jit
-def load_rows(pointer, stride_row, stride_head, rows, heads, mask, SIZE: tl.constexpr, BLOCK: tl.constexpr):
-    """[BLOCK_M, BLOCK] of a [rows, heads, size] tensor; rows outside of the mask are zero, never read."""
-    dims = tl.arange(0, BLOCK)
-    place = rows.to(tl.int64) * stride_row + heads.to(tl.int64) * stride_head
-    return tl.load(pointer + place[:, None] + dims[None, :], mask=mask[:, None] & (dims < SIZE)[None, :], other=0.0)
+def load_rows(pointer, stride_token, stride_head, rows, SIZE: tl.constexpr, PADDED: tl.constexpr):
+    """[rows, PADDED] of a [num_tokens, num_query_heads, SIZE] tensor; what the mask leaves out is zero, never read."""
+    dims = tl.arange(0, PADDED)
+    place = rows.tokens.to(tl.int64) * stride_token + rows.heads.to(tl.int64) * stride_head
+    mask = rows.mask[:, None] & (dims < SIZE)[None, :]
+    return tl.load(pointer + place[:, None] + dims[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def scale_of(pointer, stride, kv_head):
+def scale_of(scale, kv_head):
     """A head's scale, or 1 where there is none."""
-    if pointer is None:
+    if scale is None:
         return 1.0
     else:
-        return tl.load(pointer + kv_head * stride)
+        return tl.load(scale.base + kv_head * scale.stride_head)
 
 
 @triton.jit
-def visible_keys(
-    keys, readable, positions, row_mask, sliding_window, right_window, CAUSAL: tl.constexpr
-):  # fmt: skip
-    """[BLOCK_M, BLOCK_N]: which row sees which key, before any query bias."""
-    distance = keys[None, :] - positions[:, None]
-    visible = readable[None, :] & row_mask[:, None]
+def visible_keys(keys, readable, tile, numbers, CAUSAL: tl.constexpr):
+    """[TILE.rows, TILE.keys]: which row sees which key, before any query bias."""
+    distance = keys[None, :] - tile.positions[:, None]
+    visible = readable[None, :] & tile.rows.mask[:, None]
     if CAUSAL:
         visible = visible & (distance <= 0)
-    elif right_window is not None:
-        visible = visible & (distance <= right_window)
-    if sliding_window is not None:
-        visible = visible & (distance > -sliding_window)
+    elif numbers.right_window is not None:
+        visible = visible & (distance <= numbers.right_window)
+    if numbers.sliding_window is not None:
+        visible = visible & (distance > -numbers.sliding_window)
     return visible
 
 
 @triton.jit
-def load_bias(rules, rows, new_keys, visible, bias_width, bias_stride):
-    """The query bias [BLOCK_M, BLOCK_N] of keys numbered from the request's first new one; 0 outside of its width."""
-    mask = visible & ((new_keys >= 0) & (new_keys < bias_width))[None, :]
-    place = rows.to(tl.int64)[:, None] * bias_stride + new_keys[None, :]
+def load_bias(rules, numbers, rows, new_keys, visible):
+    """The query bias [TILE.rows, TILE.keys] of keys numbered from the request's first new one; 0 beyond its width."""
+    mask = visible & ((new_keys >= 0) & (new_keys < numbers.bias_width))[None, :]
+    place = rows.tokens.to(tl.int64)[:, None] * numbers.bias_stride + new_keys[None, :]
     return tl.load(rules.query_bias + place, mask=mask, other=0.0)
 
 
@@ -123,13 +136,13 @@ def tanh(x):
 
 
 @triton.jit
-def shape_scores(scores, keys, positions, heads, row_mask, rules):
+def shape_scores(scores, keys, tile, rules):
     """Softcap, then ALiBi. With a softcap, scores come in natural units; in any case they leave in base 2."""
     if rules.softcap is not None:
         scores = (rules.softcap * LOG2_E) * tanh(scores * rules.one_over_softcap)
     if rules.alibi_slopes is not None:
-        slopes = tl.load(rules.alibi_slopes + heads, mask=row_mask, other=0.0) * LOG2_E
-        distance = keys[None, :] - positions[:, None]
+        slopes = tl.load(rules.alibi_slopes + tile.rows.heads, mask=tile.rows.mask, other=0.0) * LOG2_E
+        distance = keys[None, :] - tile.positions[:, None]
         scores += slopes[:, None] * distance.to(tl.float32)
     return scores
 
@@ -180,33 +193,35 @@ def saturate(x):
 
 
 @triton.jit
-def store_out(outputs, scales, out, rows, heads, kv_head, mask, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def store_out(outputs, scales, out, rows, kv_head, SIZES: tl.constexpr):
     """Scale the finished rows to the output's format and write them."""
     if scales.v is not None:
-        out = out * tl.load(scales.v + kv_head * scales.v_stride)
+        out = out * scale_of(scales.v, kv_head)
     if outputs.out.dtype.element_ty == tl.float8e4nv:
         if scales.out is not None:
-            out = tl.div_rn(out, tl.load(scales.out + kv_head * scales.out_stride))
+            out = tl.div_rn(out, scale_of(scales.out, kv_head))
         out = saturate(out)
-    dims = tl.arange(0, BLOCK)
-    place = rows.to(tl.int64) * outputs.stride_token + heads.to(tl.int64) * outputs.stride_head
+    dims = tl.arange(0, SIZES.padded_value)
+    place = rows.tokens.to(tl.int64) * outputs.stride_token + rows.heads.to(tl.int64) * outputs.stride_head
     pointers = outputs.out + place[:, None] + dims[None, :]
-    tl.store(pointers, out.to(outputs.out.dtype.element_ty), mask=mask[:, None] & (dims < SIZE)[None, :])
+    mask = rows.mask[:, None] & (dims < SIZES.head_size_v)[None, :]
+    tl.store(pointers, out.to(outputs.out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def store_lse(outputs, lse, rows, heads, mask):
-    place = rows.to(tl.int64) * outputs.lse_stride_token + heads.to(tl.int64) * outputs.lse_stride_head
-    tl.store(outputs.lse + place, lse, mask=mask)
+def store_lse(outputs, lse, rows):
+    place = rows.tokens.to(tl.int64) * outputs.lse_stride_token + rows.heads.to(tl.int64) * outputs.lse_stride_head
+    tl.store(outputs.lse + place, lse, mask=rows.mask)
 
 
 @triton.jit
-def finish(values, maximum, total, rules, heads, row_mask):
+def finish(state, rules, rows):
     """Sink, division, logarithm: (out, lse) of a tile that has seen all its keys."""
+    maximum, total, weighted = state.maximum, state.total, state.weighted
     if rules.sinks is not None:
-        sinks = tl.load(rules.sinks + heads, mask=row_mask, other=float("-inf"))
+        sinks = tl.load(rules.sinks + rows.heads, mask=rows.mask, other=float("-inf"))
         rescale, maximum, total = join_sink(maximum, total, sinks)
-        values = values * rescale[:, None]
-    # Nothing visible and no sink: total is 0 and so are the values.
-    out = values / tl.where(total > 0.0, total, 1.0)[:, None]
+        weighted = weighted * rescale[:, None]
+    # Nothing visible and no sink: total is 0 and so is the sum.
+    out = weighted / tl.where(total > 0.0, total, 1.0)[:, None]
     return out, log_sum(maximum * LN_2, total)

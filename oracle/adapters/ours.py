@@ -11,6 +11,7 @@ from ..candidate import NumericContract
 from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
 
 if TYPE_CHECKING:
+    from ...optimized.tile_table import Operands
     from ...optimized.tuning import PlanLimits
     from ...reference.problem import Batch
 
@@ -41,24 +42,23 @@ class Ours:
 
     def contract(self, case: Case) -> NumericContract:
         """float32 everywhere except the operands of the two products, which are in q's format."""
-        from ...optimized import launch, tuning
+        from ...optimized import shapes, tuning
 
         spec = case.spec
         arithmetic = _arithmetic(case)
         is_decompressed = spec.operation == "mla_attention_decompressed"
-        shape = launch.Shape(
+        shape = shapes.Shape(
             num_kv_heads=spec.num_kv_heads,
             group=spec.group_size,
             head_size=spec.nope_head_size if is_decompressed else spec.head_size,
             head_size_v=spec.head_size if spec.operation == "mla_attention" else spec.head_size_v,
             block_size=spec.block_size,
-            arithmetic=launch.TORCH_DTYPES[arithmetic],
+            arithmetic=shapes.TORCH_DTYPES[arithmetic],
+            architecture=tuning.architecture(DEVICE),
+            operands=_operands(case),
             rope_size=spec.rope_head_size,
-            computed_operands=spec.operation != "attention" or spec.kv_dtype == FLOAT8,
-            shares_rows=spec.operation == "mla_attention" and spec.kv_dtype != FLOAT8,
-            shared_memory=tuning.shared_memory(DEVICE),
         )
-        tiles = [shape.tiles(prefill=prefill) for prefill in (True, False)]
+        tiles = [shapes.tiles(shape, prefill=prefill) for prefill in (True, False)]
         # A float32 product is a chain of fused multiply-adds; the tensor cores' sums truncate.
         u_sum = 2.0**-24 if arithmetic == "float32" else 2.0**-23
         return NumericContract(
@@ -138,3 +138,12 @@ def _arithmetic(case: Case) -> str:
     if spec.q_dtype == FLOAT8 and spec.operation != "mla_attention_decompressed":
         return "float16"
     return spec.dtype
+
+
+def _operands(case: Case) -> Operands:
+    from ...optimized.tile_table import Operands
+
+    is_cast = case.spec.kv_dtype == FLOAT8
+    if case.spec.operation == "mla_attention":
+        return Operands.CAST_LATENT if is_cast else Operands.LATENT
+    return Operands.COMPUTED if is_cast or case.spec.operation != "attention" else Operands.LOADED

@@ -21,22 +21,22 @@ MUTANTS = (
     Mutant(
         "window_off_by_one",
         "kernels/tiles.py",
-        "visible = visible & (distance > -sliding_window)",
-        "visible = visible & (distance >= -sliding_window)",
+        "visible = visible & (distance > -numbers.sliding_window)",
+        "visible = visible & (distance >= -numbers.sliding_window)",
         "a window of W shows W + 1 keys: the window's two conventions confused, as in many engines",
     ),
     Mutant(
         "window_edge_skipped",
         "kernels/tiles.py",
-        "start = tl.maximum(first_position - sliding_window + 1, 0)",
-        "start = tl.maximum(first_position - sliding_window + 2, 0)",
+        "start = tl.maximum(tile.first_position - numbers.sliding_window + 1, 0)",
+        "start = tl.maximum(tile.first_position - numbers.sliding_window + 2, 0)",
         "the loop starts one key after the first row's window: one key short in decode (SGLang #32087)",
     ),
     Mutant(
         "last_partial_page_dropped",
         "kernels/tiles.py",
-        "    end = seq_len\n",
-        "    end = seq_len // 16 * 16\n",
+        "    end = span.seq_len\n",
+        "    end = span.seq_len // 16 * 16\n",
         "a length rounded down to whole pages of 16",
     ),
     Mutant(
@@ -46,7 +46,7 @@ MUTANTS = (
         "join_sink(\n"
         "                maximum,\n"
         "                total,\n"
-        "                tl.load(rules.sinks + head) + tl.log(num_splits(seq_len, split_keys).to(tl.float32)),\n"
+        "                tl.load(rules.sinks + head) + tl.log(splits.to(tl.float32)),\n"
         "            )",
         "the sink is counted once per split instead of once (ROCm CK #12229)",
     ),
@@ -66,36 +66,36 @@ MUTANTS = (
     Mutant(
         "rescale_forgotten",
         "kernels/attend.py",
-        "        values = values * rescale[:, None]\n",
+        "        weighted = weighted * rescale[:, None]\n",
         "",
         "the sum so far is not rescaled when a later tile raises the running maximum",
     ),
     Mutant(
         "heads_interleaved",
-        "kernels/prefill.py",
-        "heads = kv_head * GROUP + group_heads",
-        "heads = group_heads * NUM_KV_HEADS + kv_head",
+        "kernels/tiles.py",
+        "heads = kv_head * SIZES.group + flat % SIZES.group",
+        "heads = flat % SIZES.group * SIZES.num_kv_heads + kv_head",
         "query heads dealt out to kv heads in turns instead of in groups",
     ),
     Mutant(
         "alibi_from_the_context",
         "kernels/tiles.py",
         "scores += slopes[:, None] * distance.to(tl.float32)",
-        "scores += slopes[:, None] * (keys - tl.min(positions, 0))[None, :].to(tl.float32)",
+        "scores += slopes[:, None] * (keys - tl.min(tile.positions, 0))[None, :].to(tl.float32)",
         "ALiBi measured from the first new token: wrong beside a sink (vLLM 0.33's linear ALiBi)",
     ),
     Mutant(
         "value_scale_dropped",
         "kernels/tiles.py",
-        "        out = out * tl.load(scales.v + kv_head * scales.v_stride)\n",
+        "        out = out * scale_of(scales.v, kv_head)\n",
         "        out = out\n",
         "the value cache's scale is forgotten on one route (vLLM #42580, FlashInfer f15336938)",
     ),
     Mutant(
         "padding_rows_left",
         "kernels/padding.py",
-        "num_items = tl.maximum(num_tokens - first_row, 0) * NUM_QUERY_HEADS",
-        "num_items = tl.maximum(num_tokens - first_row - 1, 0) * NUM_QUERY_HEADS",
+        "num_items = tl.maximum(num_tokens - first_row, 0) * SIZES.num_query_heads",
+        "num_items = tl.maximum(num_tokens - first_row - 1, 0) * SIZES.num_query_heads",
         "the bucket's last row keeps what the last step left there (vLLM #37442)",
     ),
     Mutant(
