@@ -101,7 +101,7 @@ def _run_update(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> None:
-    scales = DeviceScales(None, scale(k_scale), scale(v_scale), None)
+    scales = DeviceScales(k=scale(k_scale), v=scale(v_scale))
     update_rows(key, value, k_cache, v_cache, slot_mapping, scales)
 
 
@@ -111,7 +111,7 @@ def _run_mla_update(
     """A latent row is a key head and a value head side by side."""
     rank = latent.shape[1]
     k_cache, v_cache = latent_cache[..., :rank].unsqueeze(2), latent_cache[..., rank:].unsqueeze(2)
-    scales = DeviceScales(None, scale(k_scale), scale(k_scale), None)
+    scales = DeviceScales(k=scale(k_scale), v=scale(k_scale))
     update_rows(latent.unsqueeze(1), k_pe.unsqueeze(1), k_cache, v_cache, slot_mapping, scales)
 
 

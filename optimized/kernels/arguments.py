@@ -73,15 +73,17 @@ class ScoreRules(NamedTuple):
 
 
 class Scale(NamedTuple):
-    base: Tensor  # on the device
-    stride_head: int  # 0: one scale for all heads; 1: one per kv head
+    """Asked by its `base` whether it is there: Triton 3.6 cannot compare a whole group with None everywhere."""
+
+    base: Tensor | None = None  # on the device
+    stride_head: int | None = None  # 0: one scale for all heads; 1: one per kv head
 
 
 class DeviceScales(NamedTuple):
-    q: Scale | None
-    k: Scale | None
-    v: Scale | None
-    out: Scale | None
+    q: Scale = Scale()
+    k: Scale = Scale()
+    v: Scale = Scale()
+    out: Scale = Scale()
 
 
 class Outputs(NamedTuple):
@@ -160,8 +162,8 @@ def outputs(out: Tensor, lse: Tensor) -> Outputs:
     return Outputs(out, stride(out, 0), stride(out, 1), lse, stride(lse, 0), stride(lse, 1))
 
 
-def scale(tensor: Tensor | None) -> Scale | None:
-    return None if tensor is None else Scale(tensor, int(tensor.numel() > 1))
+def scale(tensor: Tensor | None) -> Scale:
+    return Scale() if tensor is None else Scale(tensor, int(tensor.numel() > 1))
 
 
 def pages(cache: Tensor) -> Pages:

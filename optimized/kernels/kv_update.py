@@ -21,7 +21,7 @@ def write_row(source, pages, scale, token, block, slot, SIZES: tl.constexpr, SIZ
         row = tl.load(source.main + place, mask=mask)
         if pages.base.dtype.element_ty == tl.float8e4nv:
             row = row.to(tl.float32)
-            if scale is not None:
+            if scale.base is not None:
                 divisor = tl.load(scale.base + heads * scale.stride_head, mask=heads < NUM_HEADS, other=1.0)
                 row = tl.div_rn(row, tl.broadcast_to(divisor[:, None], row.shape))
             row = saturate(row)

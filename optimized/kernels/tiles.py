@@ -93,7 +93,7 @@ def load_rows(pointer, stride_token, stride_head, rows, SIZE: tl.constexpr, PADD
 @triton.jit
 def scale_of(scale, kv_head):
     """A head's scale, or 1 where there is none."""
-    if scale is None:
+    if scale.base is None:
         return 1.0
     else:
         return tl.load(scale.base + kv_head * scale.stride_head)
@@ -195,10 +195,10 @@ def saturate(x):
 @triton.jit
 def store_out(outputs, scales, out, rows, kv_head, SIZES: tl.constexpr):
     """Scale the finished rows to the output's format and write them."""
-    if scales.v is not None:
+    if scales.v.base is not None:
         out = out * scale_of(scales.v, kv_head)
     if outputs.out.dtype.element_ty == tl.float8e4nv:
-        if scales.out is not None:
+        if scales.out.base is not None:
             out = tl.div_rn(out, scale_of(scales.out, kv_head))
         out = saturate(out)
     dims = tl.arange(0, SIZES.padded_value)
