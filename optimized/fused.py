@@ -54,7 +54,7 @@ def _run(
     q: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor, *flat: Any
 ) -> None:
     arguments = read_step(*flat)
-    scales = DeviceScales(None, arguments.scales.k, arguments.scales.v, None)
+    scales = DeviceScales(k=arguments.scales.k, v=arguments.scales.v)
     update_rows(key, value, k_cache, v_cache, slot_mapping, scales)
     attend(q, k_cache, v_cache, arguments)
 
