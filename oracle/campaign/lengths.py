@@ -35,6 +35,7 @@ class Sizes:
     tokens: int  # new tokens of all requests together, roughly
     keys: int  # of one request
     work: tuple[int, ...]  # the most a case may cost, drawn for each case; see `work`
+    mode_share: int  # by how much less each step of a case in a mode other than eager may cost, of which it has several
     pool: int  # elements of the caches
     interpreted: bool
     long_share: float  # of the cases with `LONG` keys or more in a request, if the kind of batch has any
@@ -59,6 +60,7 @@ INTERPRETED = Sizes(
     tokens=40,
     keys=150,
     work=(8, 16, 24),
+    mode_share=1,
     pool=2**21,
     interpreted=True,
     long_share=0.0,
@@ -82,6 +84,7 @@ COMPILED = Sizes(
     tokens=2048,
     keys=8192,
     work=(2**20, 2**21, 2**22, 2**22, 2**23, 2**24, 2**26),
+    mode_share=4,
     pool=2**25,
     interpreted=False,
     long_share=0.5,
@@ -131,13 +134,25 @@ class Batches:
     """Draws requests for one case."""
 
     def __init__(
-        self, spec: Spec, sizes: Sizes, rng: random.Random, *, long: bool = False, floor: int = 1, holders: int = 0
+        self,
+        spec: Spec,
+        sizes: Sizes,
+        rng: random.Random,
+        *,
+        long: bool = False,
+        floor: int = 1,
+        holders: int = 0,
+        share: int = 1,
     ) -> None:
-        """`long`: one request has `LONG` keys or more; `holders`, two at most, have at least `floor` keys."""
+        """`long`: one request has `LONG` keys or more; `holders`, two at most, have at least `floor` keys.
+
+        share: the part of what another case may cost that this one may.
+        """
         self.spec, self.sizes, self.rng = spec, sizes, rng
         self.long, self.floor, self.holders = long, floor, holders
         self.keys = sizes.keys if long else min(sizes.keys, LONG)
-        self.limit = rng.choice(sizes.work)
+        self.share = share
+        self.limit = rng.choice(sizes.work) // share
         windows = [window for window in (spec.sliding_window, spec.right_window) if window and window < sizes.keys]
         self.anchors = (spec.block_size, spec.block_size, *TILES, *SPLITS, *windows, *windows)
 
@@ -157,7 +172,7 @@ class Batches:
 
     def _extremes(self) -> list[Request]:
         """Requests with no keys, with one, and with as many as the case can afford, side by side."""
-        rng, longest, self.limit = self.rng, self.sizes.extreme, max(self.sizes.work)
+        rng, longest, self.limit = self.rng, self.sizes.extreme, max(self.sizes.work) // self.share
         n = rng.choice((1, 1, 2, 16))
         while longest > max(n, self.floor) and self._cost((n, longest)) > 1.5:
             longest //= 2

@@ -33,7 +33,10 @@ def _case(row: Row, rng: random.Random, sizes: Sizes, long: bool) -> Case:
     shared = (rng.choice((1, 1, 2)) if spec.block_size <= 16 else 1) if row["shared_blocks"] is True else 0
     repeated = row["repeated_blocks"] is True
     floor = max(shared * spec.block_size, spec.block_size + 1 if repeated else 1)
-    batches = Batches(spec, sizes, rng, long=long, floor=floor, holders=2 if shared else int(repeated))
+    mode = str(row["mode"])
+    share = 1 if mode == MODES[0] else sizes.mode_share
+    holders = 2 if shared else int(repeated)
+    batches = Batches(spec, sizes, rng, long=long, floor=floor, holders=holders, share=share)
     requests = batches.draw(str(row["batch"]))
     padding = row["padding"]
     requests = spread(requests, rng.randint(1, 2) if padding in ("requests", "both") else 0, rng)
@@ -47,7 +50,6 @@ def _case(row: Row, rng: random.Random, sizes: Sizes, long: bool) -> Case:
         spare_blocks=row["spare_blocks"] is not False,
     )
     spec = _measured(spec, row, batch, rng)
-    mode = str(row["mode"])
     replays = REPLAYS if mode == MODES[0] else sizes.replays
     return Case(spec=spec, batch=batch, recipe=str(row["recipe"]), mode=mode, replays=replays, seed=rng.getrandbits(32))
 
