@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -49,12 +49,16 @@ class Run:
     candidate: Candidate
     contract: NumericContract
     problem: Problem
-    actual: dict[str, Tensor]  # the outputs by name, in the memory the candidate wrote them to
+    actual: dict[str, Tensor]  # the outputs by name
 
     @property
     def bytes(self) -> int:
         """What it takes in memory, and its evaluation will, roughly."""
         return footprint(self.problem)
+
+    def kept(self) -> Run:
+        """The same with copies of the outputs: the next call of the candidate may write to these once more."""
+        return replace(self, actual={name: tensor.clone() for name, tensor in self.actual.items()})
 
     def questions(self) -> list[Question]:
         """To be asked only where its guards hold: what has changed may be what the answer would be made of."""
@@ -89,7 +93,7 @@ class Run:
         try:
             finding = ask(Session(self.candidate, self.contract, self.problem, self.actual, expected))
         except CandidateError as error:
-            return self._verdict(Outcome.CRASHED, check=case.check, reason=_last_lines(error.__cause__ or error))
+            return _crashed_again(case, self.candidate, error, check=case.check)
         if finding is not None:
             return self._verdict(finding.outcome, check=case.check, reason=finding.reason, ratios=ratios)
         return self._verdict(Outcome.AGREES, ratios=ratios)
@@ -157,10 +161,10 @@ def finish(begun: Run | ReplayRun) -> Verdict:
     return begun.verdict(ask_together(begun.questions()))
 
 
-def _crashed_again(case: Case, candidate: Candidate, error: CandidateError) -> Verdict:
+def _crashed_again(case: Case, candidate: Candidate, error: CandidateError, check: str = "") -> Verdict:
     """Raised by the candidate in one of several runs; the cause is what it raised."""
     reason = _last_lines(error.__cause__ or error)
-    return _of(case, candidate)(outcome=Outcome.CRASHED, reason=reason)
+    return _of(case, candidate)(outcome=Outcome.CRASHED, check=check, reason=reason)
 
 
 def _of(case: Case, candidate: Candidate) -> Callable[..., Verdict]:

@@ -17,7 +17,7 @@ from .questions import ask_together
 from .verdict import Verdict
 
 TOGETHER = 16  # cases at most
-WAITING_BYTES = 1 << 29  # of cases that wait, and of what their evaluation will take, roughly
+WAITING_BYTES = 1 << 29  # of cases that wait, and of what their evaluation will take, roughly: of each worker
 
 Waiting = tuple[int, Run | ReplayRun]  # the index of a case, and how far it is
 
@@ -37,7 +37,7 @@ def judge_many(
         if isinstance(begun, Verdict):
             yield index, begun
             continue
-        waiting.append((index, begun))
+        waiting.append((index, begun.kept() if isinstance(begun, Run) else begun))
         if len(waiting) == TOGETHER or sum(each.bytes for _, each in waiting) > WAITING_BYTES:
             yield from _settled(waiting, at)
             waiting = []
@@ -45,6 +45,9 @@ def judge_many(
 
 
 def _settled(waiting: Sequence[Waiting], at: Callable[[int], None]) -> Iterator[tuple[int, Verdict]]:
+    if not waiting:
+        return
+    at(waiting[-1][0])  # whatever has become of the cases after it
     runs = [begun for _, begun in waiting if isinstance(begun, Run)]
     broken = any_changed([run.problem.guards for run in runs])  # whose, each is asked alone
     together = [(index, begun) for index, begun in waiting if not (broken and isinstance(begun, Run))]

@@ -5,7 +5,7 @@ On a GPU an evaluation costs its launches, however many rows it is of.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -16,6 +16,8 @@ from .bound.together import is_exact, joined, kernel_of
 from .building.problem import Problem
 from .candidate import NumericContract
 from .compare import Ratios, ratios_by_case, ratios_of_caches
+
+PADDED_ELEMENTS = 1 << 20  # of tables, or of biases, that padding may add whatever they take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,48 @@ def ask_together(questions: Sequence[Question]) -> list[Reply]:
         groups.setdefault(_kind_of(question) or index, []).append(index)
     replies: dict[int, Reply] = {}
     for group in groups.values():
-        replies.update(zip(group, _answered([questions[index] for index in group]), strict=True))
+        for part in _without_padding(group, questions):
+            replies.update(zip(part, _answered([questions[index] for index in part]), strict=True))
     return [replies[index] for index in range(len(questions))]
+
+
+def _without_padding(group: Sequence[int], questions: Sequence[Question]) -> Iterator[list[int]]:
+    """The group in parts whose tables and biases, made as wide as the widest, take not much more than they do apart."""
+    part: list[int] = []
+    taken: list[Extent] = []
+    for index in group:
+        both = [_with(*pair) for pair in zip(taken or [Extent()] * 2, _extents(questions[index]), strict=True)]
+        if part and any(extent.is_wasteful for extent in both):
+            yield part
+            part, both = [], _extents(questions[index])
+        part, taken = [*part, index], both
+    yield part
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What rows of several widths take, in elements, apart and made one rectangle."""
+
+    rows: int = 0
+    width: int = 0
+    apart: int = 0
+
+    @property
+    def is_wasteful(self) -> bool:
+        return self.rows * self.width > 2 * self.apart + PADDED_ELEMENTS
+
+
+def _with(one: Extent, other: Extent) -> Extent:
+    return Extent(one.rows + other.rows, max(one.width, other.width), one.apart + other.apart)
+
+
+def _extents(question: Question) -> list[Extent]:
+    """Of the block table and of the query bias; nothing where there is none."""
+    arguments = question.problem.arguments
+    table = arguments["batch"].block_table if "batch" in arguments else None
+    bias = arguments["rules"].query_bias if "rules" in arguments else None
+    shapes = [(0, 0) if tensor is None else tensor.shape for tensor in (table, bias)]
+    return [Extent(rows, width, rows * width) for rows, width in shapes]
 
 
 def _kind_of(question: Question) -> Hashable | None:

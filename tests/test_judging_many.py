@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import torch
 
 from pageproof.oracle import Case, Spec, judge, judging_many, questions
 from pageproof.oracle.adapters.reference import Reference
+from pageproof.oracle.building.tensors import build
 from pageproof.oracle.campaign import lengths, worker
 from pageproof.oracle.campaign.lengths import INTERPRETED
 from pageproof.oracle.campaign.messages import Assignment, Report, Setup
 from pageproof.oracle.campaign.pairs import Model
 from pageproof.oracle.campaign.sampler import Group, random_group
 from pageproof.oracle.campaign.summary import JUDGE
+from pageproof.oracle.candidate import NumericContract
 from pageproof.oracle.case import MODES, BatchShape
 from pageproof.oracle.judging_many import judge_many
+from pageproof.oracle.questions import Question
 from pageproof.oracle.verdict import Outcome, Verdict
 
 EAGER = Model(extra=True, banned=frozenset(("mode", mode) for mode in MODES[1:]))
@@ -28,7 +32,7 @@ BATCH = BatchShape(query_lens=(1, 4), seq_lens=(40, 9), padding_tokens=1)
 
 
 class Broken(Reference):
-    """Right but for the cases whose first request has an even number of keys."""
+    """Right but for the cases whose first request has an even number of keys; it declines by the seed."""
 
     def __init__(self, fault: str) -> None:
         super().__init__()
@@ -157,7 +161,7 @@ def test_a_worker_reports_every_case_of_a_group_once(tmp_path: Path, monkeypatch
 
 
 class Crashing(Reference):
-    """Raises at its seventh call, or has the judge fail there."""
+    """Raises at its seventh call."""
 
     calls = 0
 
@@ -212,4 +216,197 @@ def test_an_evaluation_that_fails_loses_no_case(
     told = [failure for failure in report.failures if "a fault of the oracle's" in failure.text]
     memory = isinstance(error, torch.OutOfMemoryError)
     assert report.tally.outcomes == ({"agrees": 12} if memory else {"agrees": 11, "crashed": 1})
-    assert len(told) == (0 if memory else 1)
+    assert [failure.case.seed for failure in told] == ([] if memory else [11])  # nobody's fault: the last one's
+
+
+def test_who_fails_alone_is_the_one_that_is_blamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Transposing(Reference):
+        """Leaves the queries of one case in another form, which no evaluation of several bears."""
+
+        calls = 0
+
+        def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+            returned = super().call(operation, arguments)
+            if int(arguments["batch"].seq_lens[0]) == 41:
+                arguments["q"].transpose_(0, 2)
+            return returned
+
+    made, heard = a_worker(tmp_path, monkeypatch, "reference")
+    made.candidate = made.asking.candidate = Transposing()
+    made.run(Assignment(group=OneIsLonger(seed=0, index=0, count=12)))
+    (report,) = heard.messages
+    assert report.tally.outcomes["agrees"] == 11
+    assert [failure.case.seed for failure in report.failures] == [3]
+
+
+class OneIsLonger(Plain):
+    def cases(self, model: Model, sizes: Any) -> Any:
+        for case in super().cases(model, sizes):
+            yield case.with_batch(seq_lens=(41, 9)) if case.seed == 3 else case
+
+
+def test_the_clock_runs_while_many_are_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = a_worker(tmp_path, monkeypatch, "reference")
+
+    class DeclinesTheLast(Reference):
+        def declines(self, case: Case) -> str | None:
+            return "the last" if case.seed == 11 else None
+
+    made.candidate = made.asking.candidate = DeclinesTheLast()
+    clocks = []
+    evaluate = questions.evaluate_together
+
+    def watched(*args: Any, **named: Any) -> Any:
+        clocks.append(tuple(made.clock))
+        return evaluate(*args, **named)
+
+    monkeypatch.setattr(questions, "evaluate_together", watched)
+    made.run(Assignment(group=Plain(seed=0, index=0, count=12)))
+    ((since, position),) = clocks
+    assert since > 0
+    assert position == 10
+
+
+def test_no_case_is_begun_after_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, heard = a_worker(tmp_path, monkeypatch, "reference")
+    made.run(Assignment(group=Plain(seed=0, index=0, count=12), stop_at=0.0))
+    assert (heard.messages[-1].done, heard.messages[-1].tally.cases) == (True, 0)
+
+
+def test_after_a_death_cases_are_judged_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, heard = a_worker(tmp_path, monkeypatch, "reference")
+    monkeypatch.setattr(type(made.asking), "together", lambda *_: pytest.fail("asked together"))
+    made.run(Assignment(group=Plain(seed=0, index=0, count=3), deaths=1))
+    assert heard.messages[-1].tally.cases == 3
+
+
+class Workspace(Reference):
+    """Merges into memory of its own, the same each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: tuple[torch.Tensor, ...] = ()
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        returned = super().call(operation, arguments)
+        if not self.memory:
+            self.memory = tuple(map(torch.empty_like, returned))
+        return tuple(mine.copy_(theirs) for mine, theirs in zip(self.memory, returned, strict=True))
+
+
+class Late(Reference):
+    """Writes the outputs of the call before."""
+
+    before: tuple[str, dict[str, Any]] | None = None
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        if self.before is not None:
+            super().call(*self.before)
+        self.before = operation, arguments
+
+
+def test_outputs_are_those_of_the_case_s_own_call() -> None:
+    merges = [Case(spec=Spec(operation="merge_states"), batch=BATCH, seed=seed) for seed in range(4)]
+    found = dict(judge_many(merges, Workspace(), "cpu", at=lambda _: None))
+    assert [verdict.outcome for verdict in found.values()] == [Outcome.AGREES] * 4
+    cases = [Case(spec=SPEC, batch=BATCH, seed=seed) for seed in range(4)]
+    found = dict(judge_many(cases, Late(), "cpu", at=lambda _: None))
+    assert [verdict.outcome for verdict in found.values()] == [Outcome.UNWRITTEN] * 4
+
+
+class Declaring(Reference):
+    """Its contract goes by the case's keys: what one is allowed, another is not."""
+
+    def contract(self, case: Case) -> NumericContract:
+        return NumericContract(p_dtype="bfloat16" if case.batch.seq_lens[0] % 2 else "float32")
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        super().call(operation, arguments)
+        arguments["out"].mul_(1 + 2**-10)
+
+
+def test_every_case_is_held_to_its_own_contract() -> None:
+    lengths = (40, 41, 40, 41, 41, 40)
+    cases = [Case(spec=SPEC, batch=replace(BATCH, seq_lens=(n, 9)), seed=seed) for seed, n in enumerate(lengths)]
+    for alone, together in zip(*both(cases, Declaring()), strict=True):
+        compared(alone, together)
+    outcomes = [verdict.outcome for verdict in both(cases, Declaring())[1]]
+    assert outcomes == [Outcome.AGREES if n % 2 else Outcome.DIFFERS for n in lengths]
+
+
+class OtherForm(Reference):
+    """Returns merges of some cases in another format, or with a row too many."""
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        out, lse = super().call(operation, arguments)
+        kind = int(arguments["lse_a"].abs().nan_to_num(posinf=0).sum().item()) % 3
+        return (out.double(), lse) if kind == 1 else (torch.cat([out, out[:1]]), lse) if kind == 2 else (out, lse)
+
+
+def test_outputs_of_another_form_are_wrong_of_their_own_case_only() -> None:
+    cases = [Case(spec=Spec(operation="merge_states"), batch=BATCH, seed=seed) for seed in range(12)]
+    alone, together = both(cases, OtherForm())
+    for one, many in zip(alone, together, strict=True):
+        compared(one, many)
+    assert {verdict.outcome for verdict in alone} == {Outcome.AGREES, Outcome.DIFFERS}
+
+
+def test_wide_tables_are_not_made_of_many_narrow_ones() -> None:
+    narrow = BatchShape(query_lens=(1,) * 3000, seq_lens=(1,) * 3000)
+    wide = BatchShape(query_lens=(1,), seq_lens=(4096,))
+    spec = replace(SPEC, block_size=1)
+    cases = [Case(spec=spec, batch=batch, seed=seed) for seed, batch in enumerate((narrow, wide, wide, BATCH))]
+    asked = [
+        Question(problem=build(case, "cpu"), contract=NumericContract(), actual={}, generic=False) for case in cases
+    ]
+    assert list(questions._without_padding(range(4), asked)) == [[0], [1, 2, 3]]
+
+
+class InModes(Reference):
+    """Wrong in some cases: in all calls, or in the second call of a step, which only a replay has."""
+
+    modes = MODES
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.calls: Counter[tuple[int, ...]] = Counter()
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        super().call(operation, arguments)
+        if operation != "attention":
+            return
+        lengths = tuple(arguments["batch"].seq_lens.tolist())
+        self.calls[lengths] += 1
+        chosen = sum(lengths) % 5 == 0
+        if chosen and (self.fault == "wrong" or (self.fault == "replay" and self.calls[lengths] == 2)):
+            arguments["out"] += 1.0
+        elif chosen and self.fault == "writes":
+            arguments["v_cache"].view(-1)[:1] = 0
+        elif sum(lengths) % 7 == 0 and self.fault == "raises":
+            raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("fault", ["", "wrong", "replay", "writes", "raises"])
+def test_cases_in_modes_beside_plain_ones(fault: str) -> None:
+    cases = []
+    for seed in range(1, 14, 2):
+        batch = BatchShape(query_lens=(1, 5, 0, 3), seq_lens=(33, 17 + seed, 0, 9))
+        groups = 2 if seed % 4 == 1 else 1
+        cases.append(Case(spec=SPEC, batch=batch, mode="piecewise", replays=3, cache_groups=groups, seed=seed))
+        cases.append(Case(spec=SPEC, batch=batch, seed=seed))
+    candidate, told = InModes(fault), []
+
+    def at(index: int) -> None:
+        candidate.calls.clear()
+        told.append(index)
+
+    together = dict(judge_many(cases, candidate, "cpu", at=at))
+    alone = [judge(case, InModes(fault), "cpu") for case in cases]
+    for index, verdict in enumerate(alone):
+        compared(verdict, together[index])
+        assert verdict.counts == together[index].counts
+    assert ({verdict.outcome for verdict in alone} == {Outcome.AGREES}) == (not fault)
+    assert told[: len(cases)] == list(range(len(cases)))
+    if not fault:
+        assert told[len(cases) :] == [len(cases) - 1, *range(len(cases))]

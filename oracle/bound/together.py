@@ -79,7 +79,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Together:
-    """Attention problems of one spec, their rows one after the other."""
+    """Attention problems of one kernel, their rows one after the other."""
 
     num_tokens: tuple[int, ...]  # of each problem
     parts: tuple[Part, ...]  # every row is in one of them, or is padding

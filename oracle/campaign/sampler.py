@@ -43,7 +43,7 @@ _WEIGHTS: dict[str, dict[Value, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Cases that are drawn and judged one after the other, in one process."""
+    """Cases that are drawn one after the other, and judged in one process."""
 
     seed: int
     index: int

@@ -120,7 +120,8 @@ class _Worker:
         drawn = enumerate(task.group.cases(Model(extra=True, banned=task.banned), self.sizes))
         wanted = ((at, case) for at, case in drawn if at >= task.start and at not in task.skip)
         in_time = itertools.takewhile(lambda _: time.monotonic() < task.stop_at, wanted)
-        if task.group.given or not (self.sizes.together and self.asking.may_ask_together):
+        alone = bool(task.group.given) or task.deaths > 0  # so that the next death has one case to its name
+        if alone or not (self.sizes.together and self.asking.may_ask_together):
             yield from self._one_by_one(in_time)
             return
         while batch := list(itertools.islice(in_time, TOGETHER)):
@@ -136,7 +137,7 @@ class _Worker:
 
     def _together(self, batch: list[tuple[int, Case]]) -> Iterator[tuple[int, Verdict]]:
         """The same, of cases that wait for one evaluation of all."""
-        left = dict(batch)
+        left, raised = dict(batch), None
         try:
             for index, verdict in self.asking.together(batch, self._take_off):
                 position, _ = batch[index]
@@ -145,10 +146,19 @@ class _Worker:
         except torch.OutOfMemoryError:
             pass  # one by one they take less
         except Exception as error:
-            position = int(self.clock[1])  # the case at work
-            yield position, self.asking.crash(left.pop(position), error)
+            raised = error
         self._tidy()
-        yield from self._one_by_one(left.items())
+        yield from self._one_by_one(left.items()) if raised is None else self._apart(left, raised)
+
+    def _apart(self, left: dict[int, Case], raised: Exception) -> Iterator[tuple[int, Verdict]]:
+        """What an evaluation of several did not bear: the case that fails alone as well; if none does, the last one."""
+        if self.asking.device_is_lost():
+            position = int(self.clock[1])  # of the case at work
+            yield position, self.asking.crash(left.pop(position), raised)
+        failed, last = False, max(left, default=-1)
+        for position, verdict in self._one_by_one(left.items()):
+            failed = failed or verdict.failed
+            yield position, verdict if failed or position != last else self.asking.crash(verdict.case, raised)
 
     def attempt(self, trial: Trial) -> None:
         with self._room_for(trial.case):
@@ -198,6 +208,7 @@ class _Worker:
         """Say which case is at work: in a file, because nothing else of a dead process is left."""
         scratch = self.setup.inflight.with_suffix(".tmp")
         scratch.write_text(case.to_json())
+        self.clock[0] = 0.0  # until file and position are those of one case
         os.replace(scratch, self.setup.inflight)
         self.clock[1] = position
         self.clock[0] = time.monotonic()

@@ -28,7 +28,7 @@ class Session:
     candidate: Candidate
     contract: NumericContract
     problem: Problem
-    actual: dict[str, Tensor]  # the outputs by name, in the memory the candidate wrote them to
+    actual: dict[str, Tensor]  # the outputs by name, as the candidate left them
     expected: Expected
 
     @property

@@ -19,7 +19,7 @@ from .buffers import InMemory
 from .complaints import Kept
 from .replay import Replay
 
-WAITING_BYTES = 1 << 30  # of steps that wait, and of what their evaluation will take, roughly
+WAITING_BYTES = 1 << 30  # of one case's steps that wait, and of what their evaluation will take, roughly
 
 
 @dataclass

@@ -75,7 +75,10 @@ def run_replays(
     finally:
         matrix.captures.release()
     counts = tuple(matrix.counts().items())
-    return Replayed(matrix=matrix, counts=counts) if found is None else _judgement(matrix, found, counts)
+    if found is not None or not matrix.answers.bytes:
+        return _judgement(matrix, found, counts)
+    matrix.forget()
+    return Replayed(matrix=matrix, counts=counts)
 
 
 def _judgement(matrix: Matrix, found: Complaint | None, counts: tuple[tuple[str, int], ...]) -> Judgement:

@@ -68,6 +68,11 @@ class Matrix:
         """What is wrong in the steps that wait, given what the reference says to the questions about them."""
         return self._looked_into(self.answers.hear(replies))
 
+    def forget(self) -> None:
+        """Let go of the buffers, after the last replay; the steps that wait have memory of their own."""
+        self.captures.buckets.clear()
+        self.known.clear()
+
     def counts(self) -> Counter[str]:
         """`Captures.counts`, and the steps whose layers were of two cache groups."""
         total = self.captures.counts()
