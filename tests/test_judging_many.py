@@ -351,6 +351,27 @@ def test_outputs_of_another_form_are_wrong_of_their_own_case_only() -> None:
     assert {verdict.outcome for verdict in alone} == {Outcome.AGREES, Outcome.DIFFERS}
 
 
+def test_what_goes_together() -> None:
+    """One kernel, one contract, one kind of roundings, outputs of one form; and no pages that are far apart."""
+    case = Case(spec=Spec(operation="merge_states"), batch=BATCH)
+    problem = build(case, "cpu")
+    out, lse = problem.arguments["out_a"], problem.arguments["lse_a"]
+    one = Question(problem=problem, contract=NumericContract(), actual={"out": out, "lse": lse}, generic=False)
+    others = [
+        replace(one, contract=NumericContract(p_dtype="bfloat16")),
+        replace(one, generic=True),
+        replace(one, problem=replace(problem, case=case.with_spec(group_size=3))),
+        replace(one, actual={"out": out.view(torch.int16), "lse": lse}),  # which torch would cast when it joins them
+        replace(one, actual={"out": out[:, :1], "lse": lse}),
+    ]
+    kinds = [questions._kind_of(each) for each in (one, *others)]
+    assert len({*kinds}) == len(kinds)
+    assert None not in kinds
+    assert questions._kind_of(replace(one, problem=replace(problem, case=replace(case, seed=5)))) == kinds[0]
+    assert questions._kind_of(replace(one, actual={"out": out, "lse": lse[1:]})) is None
+    assert questions._kind_of(replace(one, problem=replace(problem, case=case.with_spec(far_pages=True)))) is None
+
+
 def test_wide_tables_are_not_made_of_many_narrow_ones() -> None:
     narrow = BatchShape(query_lens=(1,) * 3000, seq_lens=(1,) * 3000)
     wide = BatchShape(query_lens=(1,), seq_lens=(4096,))
