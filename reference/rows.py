@@ -121,7 +121,7 @@ def per_head(scale: Tensor | None) -> Tensor | None:
 
 def _place(plan: ChunkPlan, batch: Batch, rules: Rules, num_tokens: int) -> Places:
     columns = [*zip(*(_numbers(request) for request in plan.requests), strict=True), plan.first_keys]
-    sent = torch.tensor(columns, dtype=torch.int64, device=batch.device)  # [7, G], in one transfer
+    sent = torch.tensor(columns, dtype=torch.int64).to(batch.device, non_blocking=True)  # [7, G], in one transfer
     requests, first_tokens, query_lens, seq_lens, sliding_windows, right_windows, first_keys = sent[:, :, None]
     rows = torch.arange(plan.first_row, plan.first_row + plan.num_rows, device=batch.device)
     valid = rows < query_lens

@@ -59,13 +59,22 @@ class Guards:
 
     def pairs(self) -> list[Pair]:
         """What lies in the memories now, and what they held. What the candidate may write is in both as it was."""
-        small, large = _by_size(self.watches)
+        pairs = self.large_pairs()
+        return [*pairs, (self.small_now(), self.small)] if len(self.small) else pairs
+
+    def large_pairs(self) -> list[Pair]:
+        """The same of the large memories alone."""
+        large = _by_size(self.watches)[1]
+        return [(_without_outputs(*pair), pair[1]) for pair in zip(large, self.large, strict=True)]
+
+    def small_now(self) -> Tensor:
+        """uint8, as `small`: what the small memories hold now; what the candidate may write is as it was."""
+        small = _by_size(self.watches)[0]
         now = _end_to_end(small)
         for watch, found, before in zip(small, _apart(now, small), _apart(self.small, small), strict=True):
             if watch.writable:
                 _keep_outputs(watch, found, before)
-        pairs = [(_without_outputs(*pair), pair[1]) for pair in zip(large, self.large, strict=True)]
-        return [*pairs, (now, self.small)] if small else pairs
+        return now
 
     def violations(self) -> str | None:
         """Which tensor or guard band changed and where it did first, in one sentence; None if nothing changed."""
@@ -76,11 +85,15 @@ class Guards:
 
     def put_back(self) -> None:
         """Make every byte what it was, outputs too."""
-        small, large = _by_size(self.watches)
-        if small:
-            torch._foreach_copy_(_bytes(small), list(_apart(self.small, small)))
-        for watch, before in zip(large, self.large, strict=True):
+        self.put(self.small)
+        for watch, before in zip(_by_size(self.watches)[1], self.large, strict=True):
             watch.memory.copy_(before)
+
+    def put(self, small: Tensor) -> None:
+        """Make the small memories hold these bytes, as `small_now` gave them."""
+        watches = _by_size(self.watches)[0]
+        if watches:
+            torch._foreach_copy_(_bytes(watches), list(_apart(small, watches)))
 
     def _remembered(self) -> list[tuple[Watch, Tensor]]:
         """Every watch in the order in which they were set, with what its memory held."""
@@ -96,14 +109,19 @@ def any_changed(guards: Sequence[Guards]) -> bool:
 
 
 def differ(pairs: Sequence[Pair]) -> bool:
-    """Whether the two of any pair differ. The device is waited for once, and few launches serve many small pairs."""
+    """Whether the two of any pair differ. The device is waited for once."""
+    return bool(difference(pairs)) if pairs else False
+
+
+def difference(pairs: Sequence[Pair]) -> Tensor:
+    """[] bool: whether the two of any pair, of which there is one, differ. Few launches serve many small pairs."""
     joined = [pair for pair in pairs if pair[0].dim() == 1 and pair[0].nbytes <= JOINED_BYTES]
     alone = [pair for pair in pairs if all(pair is not other for other in joined)]
     if len(joined) > 1:
         found, before = (torch.cat([part.view(torch.uint8) for part in side]) for side in zip(*joined, strict=True))
         joined = [(found, before)]
     flags = [(found != before).any() for found, before in map(_in_words, [*alone, *joined])]
-    return bool(torch.stack(flags).any() if len(flags) > 1 else flags[0]) if flags else False
+    return torch.stack(flags).any() if len(flags) > 1 else flags[0]
 
 
 def _in_words(pair: Pair) -> Pair:

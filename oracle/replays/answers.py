@@ -74,9 +74,13 @@ class Answers:
         self._waiting = []
         return [known for known in waiting if not self._agrees(known, [next(heard) for _ in self._contracts])]
 
-    def settle(self) -> list[Known]:
-        """Ask of all steps that wait, and hear the replies."""
-        return self.hear(ask_together(self.questions()))
+    def settle(self, *, before: int | None = None) -> list[Known]:
+        """Ask of the steps that wait, all or those that ran before the replay of this number; hear the replies."""
+        later = [known for known in self._waiting if before is not None and known.replay.number >= before]
+        self._waiting = [known for known in self._waiting if all(known is not other for other in later)]
+        doubtful = self.hear(ask_together(self.questions()))
+        self._waiting = later
+        return doubtful
 
     def ask(self, known: Known) -> None:
         """Of one step alone, unless its answer is there already."""

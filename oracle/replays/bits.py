@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..bound.together import is_exact
-from ..building.guards import Guards, differ
 from .answers import Known
 from .captures import Captured
-from .complaints import Complaint, Outputs, bytes_of, in_layer, other_bits
+from .complaints import Complaint, Kept, Outputs, bytes_of, forms_of, in_layer, other_bits
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,17 @@ class Seen:
     found: Tensor  # as of `bytes_of`
     wanted: Tensor
 
+    @property
+    def has_another_size(self) -> bool:
+        """Than it has to have."""
+        return len(self.found) != len(self.wanted)
+
     def complaint(self, known: Known) -> Complaint | None:
         """Of the first layer whose bytes are others."""
         sizes = [sum(tensor.nbytes for tensor in layer.values()) for layer in self.tensors]
-        for index, (layer, part) in enumerate(zip(self.tensors, self.wanted.split(sizes), strict=True)):
-            complaint = other_bits(layer, part, known.memory[index].problem, self.what)
+        parts = zip(self.tensors, self.found.split(sizes), self.wanted.split(sizes), strict=True)
+        for index, (layer, *both) in enumerate(parts):
+            complaint = other_bits(layer, *both, known.memory[index].problem, self.what)
             if complaint is not None:
                 return in_layer(complaint, known.memory[index], index)
         return None
@@ -47,8 +52,8 @@ class Bits:
     def __init__(self) -> None:
         self._held: _Held | None = None
 
-    def after(self, taken: Captured, known: Known) -> list[Seen]:
-        """Outputs, to be those of a plain call, and results of the tail, which has to have seen finished ones.
+    def after(self, taken: Captured, known: Known) -> tuple[Kept, list[Seen]]:
+        """The outputs, to be those of a plain call, and results of the tail, which has to have seen finished ones.
 
         And results of the step before, if it ran in an earlier capture: a replay leaves alone what was kept while it
         was captured. Not the other way: what a graph captured later holds may lie where an earlier one has its
@@ -63,11 +68,4 @@ class Bits:
             seen.append(Seen(what, kept, bytes_of(*kept), held.results))
         if not is_exact(taken.step.case.spec):
             seen.insert(0, Seen("other bits than a plain call's", runner.outputs, outputs, known.plain.bytes))
-        return seen
-
-
-def have_changed(guards: Sequence[Guards], seen: Sequence[Seen]) -> bool:
-    """Whether any byte is another one than it has to be; the device is waited for once."""
-    if any(len(each.found) != len(each.wanted) for each in seen):
-        return True
-    return differ([pair for layer in guards for pair in layer.pairs()] + [(each.found, each.wanted) for each in seen])
+        return Kept(outputs, forms_of(runner.outputs)), seen

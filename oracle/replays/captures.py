@@ -68,7 +68,6 @@ class Captures:
         with blamed():
             layers = [layer.program(self._candidate.call) for layer in bucket.buffers]
             runner = RUNNERS[kind](layers, self._machine)
-            self._machine.backend.synchronize()
         bucket.last = step
         self._made[kind, step.bucket] = Captured(kind, step, runner, len(self._made))
 
@@ -123,4 +122,15 @@ def blamed() -> Iterator[None]:
     except (NotEmulated, DanglingPointer):
         raise
     except Exception as error:
+        raise CandidateError from error
+
+
+@contextmanager
+def faults_blamed() -> Iterator[None]:
+    """Faults of the device are the candidate's; they show wherever it is waited for next, or asked for anything."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
         raise CandidateError from error

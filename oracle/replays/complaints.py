@@ -88,12 +88,11 @@ def bytes_of(*outputs: Outputs) -> Tensor:
     return torch.cat([_packed(tensor).view(torch.uint8) for part in outputs for tensor in part.values()])
 
 
-def other_bits(found: Outputs, wanted: Tensor, problem: Problem, what: str) -> Complaint | None:
-    """`bytes_of(found)` is `wanted`; if not, the reason begins with `what`."""
-    parts = wanted.split([tensor.nbytes for tensor in found.values()])
-    wrong = _different(
-        found, {name: _like(found[name], part) for name, part in zip(found, parts, strict=True)}, problem
-    )
+def other_bits(like: Outputs, found: Tensor, wanted: Tensor, problem: Problem, what: str) -> Complaint | None:
+    """The bytes of two sets of outputs, of the names and forms of `like`, are the same; if not, `what` is wrong."""
+    sizes = [tensor.nbytes for tensor in like.values()]
+    both = [zip(like.items(), whole.split(sizes), strict=True) for whole in (found, wanted)]
+    wrong = _different(*({name: _like(tensor, part) for (name, tensor), part in side} for side in both), problem)
     return Complaint(outcome=Outcome.DIFFERS, reason=what, mismatches=wrong) if wrong else None
 
 

@@ -14,7 +14,7 @@ from ..compare import Ratios
 from ..execution.graphs.errors import NotEmulated
 from ..questions import Question, Reply
 from ..verdict import Mismatch, Outcome
-from .captures import blamed
+from .captures import blamed, faults_blamed
 from .complaints import Complaint
 from .matrix import Matrix
 
@@ -69,7 +69,8 @@ def run_replays(
             contracts.append(candidate.contract(layer))
     matrix = Matrix(case, candidate, contracts, device)
     try:
-        found = matrix.run()
+        with faults_blamed():
+            found = matrix.run()
     except NotEmulated as error:
         return Judgement(outcome=Outcome.DECLINED, reason=f"not emulated on a CPU: {error}")
     finally:

@@ -21,10 +21,11 @@ from ..execution.program import run_layers
 from ..questions import Reply
 from ..verdict import Outcome
 from .answers import Answers, Known
-from .bits import Bits, Seen, have_changed
+from .bits import Bits
 from .buffers import InMemory, tensors_of
 from .captures import Captured, Captures, blamed
-from .complaints import Complaint, Kept, Outputs, complaint_of, forms_of, in_layer, wrong_values
+from .complaints import Complaint, Kept, Outputs, complaint_of, in_layer, wrong_values
+from .looks import Look, Looks
 from .machines import machine_of
 from .replay import Replay
 from .sequence import Step, steps_of
@@ -48,6 +49,7 @@ class Matrix:
         self.known: dict[Step, Known] = {}  # those that come more than once
         self.answers = Answers(contracts)
         self.bits = Bits()
+        self.looks = Looks(self.machine.backend)
 
     def run(self) -> Complaint | None:
         """Capture, then replay; the first thing that is wrong, as far as the reference was asked: see `finish`."""
@@ -57,7 +59,7 @@ class Matrix:
                 self.captures.add(kind, step, self._tensors(step))
         found = (self._replay(number, step) for number, step in enumerate(self.steps.replayed))
         try:
-            return next(filter(None, found), None)
+            return next(filter(None, found), None) or self._looked_back()
         except (CandidateError, NotEmulated):
             with suppress(RuntimeError):  # of a device that is of no use any more
                 if (earlier := self._settle()) is not None:
@@ -98,32 +100,40 @@ class Matrix:
             known = Known(replay, wanted, Kept.of(self._plain_outputs(wanted)))
             if self.steps.replayed.count(step) > 1:
                 self.known[step] = known
-        else:
-            self._wait()
         bucket.last = step
         return self._judged(replay, known, guards, dangling)
 
     def _judged(
         self, replay: Replay, known: Known, guards: Sequence[Guards], dangling: Complaint | None
     ) -> Complaint | None:
-        """What is wrong, as far as that shows without the reference, which is asked later of many steps at once."""
+        """What is wrong, as far as that shows at once; the device and the reference are asked later, of many steps."""
+        if dangling is not None:
+            return self._settle() or self._told(replay, known, dangling)
+        outputs, seen = self.bits.after(replay.taken, known)
+        look = Look(replay, known, guards, outputs, seen, [layer.small_now() for layer in guards])
         is_update = is_exact(replay.step.case.spec)  # what it may write in the caches, the reference has to say
-        seen = [] if dangling else self.bits.after(replay.taken, known)
-        changed = dangling is None and have_changed([] if is_update else guards, seen)
-        if dangling or changed or is_update or self._is_other(replay, known):
-            return self._settle() or self._looked_at(replay, known, guards, dangling, seen if changed else ())
+        if is_update or look.has_another_form or self.captures.wrong_choice(replay.step, replay.taken):
+            return self._settle() or self._looked_at(look)
+        self.looks.add(look)
         if known.replay is replay:
             self.answers.wait(known)
-        return self._settle() if self.answers.is_due else None
-
-    def _is_other(self, replay: Replay, known: Known) -> bool:
-        """Whether outputs have another form than a plain call's, or the step ran in the wrong capture."""
-        other = forms_of(replay.taken.runner.outputs) != known.plain.forms
-        return other or self.captures.wrong_choice(replay.step, replay.taken) is not None
+        if self.answers.is_due:
+            return self._settle()
+        return self._looked_back() if self.looks.are_due else None
 
     def _settle(self) -> Complaint | None:
-        """What the reference finds wrong in the steps that wait for it."""
-        return self._looked_into(self.answers.settle())
+        """What is wrong in the steps that wait for the device or the reference to be asked about them."""
+        return self._looked_back() or self._looked_into(self.answers.settle())
+
+    def _looked_back(self) -> Complaint | None:
+        """What is wrong in the first replay of those that the device is asked about, by the reference too."""
+        for look in self.looks.changed():
+            if (earlier := self._looked_into(self.answers.settle(before=look.replay.number))) is not None:
+                return earlier
+            look.put_back()
+            if (found := self._looked_at(look)) is not None:
+                return found
+        return None
 
     def _looked_into(self, doubtful: Sequence[Known]) -> Complaint | None:
         """What is wrong in steps whose answer is there: a plain call has the same bits."""
@@ -135,25 +145,18 @@ class Matrix:
                 self.answers.keep(ratios)
         return None
 
-    def _looked_at(
-        self,
-        replay: Replay,
-        known: Known,
-        guards: Sequence[Guards],
-        found: Complaint | None,
-        seen: Sequence[Seen],
-    ) -> Complaint | None:
-        """What is wrong with one replay, by the reference too."""
+    def _looked_at(self, look: Look) -> Complaint | None:
+        """What is wrong with one replay, of which the memories hold what it left there, by the reference too."""
+        replay, known = look.replay, look.known
         self.answers.ask(known)
-        if found is None:
-            buffers = self.captures.buckets[replay.step.bucket].buffers
-            found = self._complaint(buffers, known, replay.taken.runner.outputs, guards)
-        found = found or next(filter(None, (each.complaint(known) for each in seen)), None)
-        found = found or self.captures.wrong_choice(replay.step, replay.taken)
+        buffers = self.captures.buckets[replay.step.bucket].buffers
+        found = self._complaint(buffers, known, look.outputs.tensors(), look.guards)
+        found = found or look.wrong_bits() or self.captures.wrong_choice(replay.step, replay.taken)
         return None if found is None else self._told(replay, known, found)
 
     def _told(self, replay: Replay, known: Known, found: Complaint) -> Complaint:
         """What is wrong in a plain call as well, as what it is there; else what only this replay does."""
+        self.answers.ask(known)
         plain, wanted = self._plain_outputs(known.memory), known.memory
         also = self._complaint(wanted, known, plain, [layer.problem.guards for layer in wanted])
         return also or replay.blamed(found, self.case.mode, len(self.steps.replayed))
@@ -184,13 +187,7 @@ class Matrix:
             layer.unwrite()
         with blamed(), unzeroed_allocations():
             outputs, _ = run_layers([layer.program(self.candidate.call) for layer in wanted])
-        self._wait()
         return outputs
-
-    def _wait(self) -> None:
-        """For all that the candidate has issued, on whatever stream; what fails by then is its fault."""
-        with blamed():
-            self.machine.backend.synchronize()
 
 
 def _churn(wanted: Sequence[InMemory]) -> None:

@@ -1,0 +1,90 @@
+"""What replays left, by value: the device is asked later, and about many at once, whether it is what it has to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..building.guards import Guards, Pair, differ, difference
+from ..execution.graphs.interface import Backend
+from .answers import Known
+from .bits import Seen
+from .complaints import Complaint, Kept
+from .replay import Replay
+
+WAITING_BYTES = 1 << 29  # of what one case's replays left
+
+
+@dataclass(frozen=True)
+class Look:
+    """At one replay. Lists are by layer."""
+
+    replay: Replay
+    known: Known
+    guards: Sequence[Guards]
+    outputs: Kept
+    seen: Sequence[Seen]
+    small: list[Tensor]  # what the small memories held: `Guards.small_now`
+
+    @property
+    def bytes(self) -> int:
+        return sum(small.nbytes for small in self.small) + sum(each.found.nbytes for each in self.seen)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Large memories are not copied: what they hold is gone with the next replay."""
+        return any(layer.large for layer in self.guards)
+
+    @property
+    def has_another_form(self) -> bool:
+        """Than a plain call's outputs, or than what the bytes have to be."""
+        return self.outputs.forms != self.known.plain.forms or any(each.has_another_size for each in self.seen)
+
+    def difference(self) -> Tensor:
+        """[] bool on the device: whether any byte is another one than it has to be, if the form is the same."""
+        held = [(small, layer.small) for small, layer in zip(self.small, self.guards, strict=True)]
+        large = [pair for layer in self.guards for pair in layer.large_pairs()]
+        return difference([*large, *held, *self._bits()])
+
+    def put_back(self) -> None:
+        """Make the memories what they were after this replay, outputs aside."""
+        for layer, small in zip(self.guards, self.small, strict=True):
+            layer.put(small)
+
+    def wrong_bits(self) -> Complaint | None:
+        """Of what was seen, the first that has not the bits that it has to have."""
+        if not any(each.has_another_size for each in self.seen) and not differ(self._bits()):
+            return None
+        return next(filter(None, (each.complaint(self.known) for each in self.seen)), None)
+
+    def _bits(self) -> list[Pair]:
+        return [(each.found, each.wanted) for each in self.seen]
+
+
+class Looks:
+    """Those of which nothing is known yet, in order."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._looks: list[Look] = []
+        self._flags: list[Tensor] = []
+
+    def add(self, look: Look) -> None:
+        """One whose form is what it has to be."""
+        self._looks.append(look)
+        self._flags.append(look.difference())
+
+    @property
+    def are_due(self) -> bool:
+        """Whether the device has to be asked before the next replay."""
+        return any(look.is_urgent for look in self._looks) or sum(look.bytes for look in self._looks) > WAITING_BYTES
+
+    def changed(self) -> list[Look]:
+        """Those where something is not what it has to be; the others are done with. Waits for the device, once."""
+        looks, flags = self._looks, self._flags
+        self._looks, self._flags = [], []
+        answers = self._backend.answers(torch.stack(flags)) if flags else []
+        return [look for look, changed in zip(looks, answers, strict=True) if changed]
