@@ -21,6 +21,7 @@ class Seen:
     tensors: Sequence[Outputs]
     found: Tensor  # as of `bytes_of`
     wanted: Tensor
+    decides: bool = True  # else other bytes may be right too: the reference says
 
     @property
     def has_another_size(self) -> bool:
@@ -62,10 +63,12 @@ class Bits:
         runner, held = taken.runner, self._held
         outputs, results = bytes_of(*runner.outputs), bytes_of(*runner.results)
         self._held = _Held(taken, results)
-        seen = [Seen("what reads the outputs", runner.results, results, outputs)]
+        exact = is_exact(taken.step.case.spec)  # some slots of a cache may hold one thing or another
+        seen = [
+            Seen("other bits than a plain call's", runner.outputs, outputs, known.plain.bytes, decides=not exact),
+            Seen("what reads the outputs", runner.results, results, outputs),
+        ]
         if held is not None and held.taken.number < taken.number:
             what, kept = "results of another graph, held during this replay", held.taken.runner.results
             seen.append(Seen(what, kept, bytes_of(*kept), held.results))
-        if not is_exact(taken.step.case.spec):
-            seen.insert(0, Seen("other bits than a plain call's", runner.outputs, outputs, known.plain.bytes))
         return Kept(outputs, forms_of(runner.outputs)), seen

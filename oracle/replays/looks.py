@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..building.guards import Guards, Pair, differ, difference
+from ..building.guards import Guards, difference
 from ..execution.graphs.interface import Backend
 from .answers import Known
 from .bits import Seen
@@ -45,9 +45,9 @@ class Look:
 
     def difference(self) -> Tensor:
         """[] bool on the device: whether any byte is another one than it has to be, if the form is the same."""
-        held = [(small, layer.small) for small, layer in zip(self.small, self.guards, strict=True)]
+        held = [(small, layer.small) for small, layer in zip(self.small, self.guards, strict=True) if len(small)]
         large = [pair for layer in self.guards for pair in layer.large_pairs()]
-        return difference([*large, *held, *self._bits()])
+        return difference([*large, *held, *((each.found, each.wanted) for each in self.seen)])
 
     def put_back(self) -> None:
         """Make the memories what they were after this replay, outputs aside."""
@@ -56,12 +56,7 @@ class Look:
 
     def wrong_bits(self) -> Complaint | None:
         """Of what was seen, the first that has not the bits that it has to have."""
-        if not any(each.has_another_size for each in self.seen) and not differ(self._bits()):
-            return None
-        return next(filter(None, (each.complaint(self.known) for each in self.seen)), None)
-
-    def _bits(self) -> list[Pair]:
-        return [(each.found, each.wanted) for each in self.seen]
+        return next(filter(None, (each.complaint(self.known) for each in self.seen if each.decides)), None)
 
 
 class Looks:

@@ -9,7 +9,6 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ..bound.together import is_exact
 from ..building.guards import Guards
 from ..candidate import Candidate, NumericContract, why_declined
 from ..case import ATTENTION_OPERATIONS, Case
@@ -111,8 +110,7 @@ class Matrix:
             return self._settle() or self._told(replay, known, dangling)
         outputs, seen = self.bits.after(replay.taken, known)
         look = Look(replay, known, guards, outputs, seen, [layer.small_now() for layer in guards])
-        is_update = is_exact(replay.step.case.spec)  # what it may write in the caches, the reference has to say
-        if is_update or look.has_another_form or self.captures.wrong_choice(replay.step, replay.taken):
+        if look.has_another_form or self.captures.wrong_choice(replay.step, replay.taken):
             return self._settle() or self._looked_at(look)
         self.looks.add(look)
         if known.replay is replay:
