@@ -15,6 +15,7 @@ from .adapters import target_of
 from .bound.evaluate import Expected
 from .bound.statistics import why_not_generic
 from .bound.together import footprint
+from .building.guards import difference
 from .building.problem import Problem
 from .building.tensors import build
 from .candidate import Candidate, NumericContract, why_declined
@@ -25,7 +26,7 @@ from .compare import Ratios, compare
 from .diagnose import with_hints
 from .execution.eager import run
 from .questions import Question, Reply, ask_together
-from .replays import Replayed, run_replays
+from .replays import Judgement, Replayed, run_replays
 from .verdict import Outcome, Verdict, gravest
 
 SHOWN_TRACEBACK_LINES = 12
@@ -64,6 +65,11 @@ class Run:
         """To be asked only where its guards hold: what has changed may be what the answer would be made of."""
         generic = why_not_generic(self.problem.case, self.contract) is None
         return [Question(problem=self.problem, contract=self.contract, actual=self.actual, generic=generic)]
+
+    def difference(self) -> Tensor | None:
+        """[] bool on the device: whether the candidate has changed what is not its own. None: nothing is watched."""
+        pairs = self.problem.guards.pairs()
+        return difference(pairs) if pairs else None
 
     def violation(self) -> Verdict | None:
         """What the candidate has done to what is not its own, if anything."""
@@ -104,7 +110,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayRun:
-    """The same of a case in a mode other than eager: every step of it ran, and was looked at but for its values."""
+    """The same of a case in a mode other than eager: every step of it ran."""
 
     candidate: Candidate
     case: Case
@@ -114,15 +120,26 @@ class ReplayRun:
     def bytes(self) -> int:
         return self.replayed.bytes
 
+    def difference(self) -> Tensor | None:
+        return self.replayed.difference()
+
+    def violation(self) -> Verdict | None:
+        return self._said(self.replayed.violation)
+
     def questions(self) -> list[Question]:
         return self.replayed.questions()
 
     def verdict(self, replies: Sequence[Reply]) -> Verdict:
+        verdict = self._said(partial(self.replayed.judgement, replies))
+        assert verdict is not None
+        return verdict
+
+    def _said(self, ask: Callable[[], Judgement | None]) -> Verdict | None:
         try:
-            judgement = self.replayed.judgement(replies)
+            judgement = ask()
         except CandidateError as error:
             return _crashed_again(self.case, self.candidate, error)
-        return _of(self.case, self.candidate)(**vars(judgement))
+        return None if judgement is None else _of(self.case, self.candidate)(**vars(judgement))
 
 
 def begin(case: Case, candidate: Candidate, device: torch.device | str) -> Run | ReplayRun | Verdict:
@@ -156,7 +173,7 @@ def begin(case: Case, candidate: Candidate, device: torch.device | str) -> Run |
 
 def finish(begun: Run | ReplayRun) -> Verdict:
     """Ask the reference about this case alone."""
-    if isinstance(begun, Run) and (violation := begun.violation()) is not None:
+    if (violation := begun.violation()) is not None:
         return violation
     return begun.verdict(ask_together(begun.questions()))
 

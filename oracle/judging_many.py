@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from .building.guards import any_changed
 from .candidate import Candidate
 from .case import Case
 from .judging import ReplayRun, Run, begin, finish
@@ -48,15 +47,22 @@ def _settled(waiting: Sequence[Waiting], at: Callable[[int], None]) -> Iterator[
     if not waiting:
         return
     at(waiting[-1][0])  # whatever has become of the cases after it
-    runs = [begun for _, begun in waiting if isinstance(begun, Run)]
-    broken = any_changed([run.problem.guards for run in runs])  # whose, each is asked alone
-    together = [(index, begun) for index, begun in waiting if not (broken and isinstance(begun, Run))]
+    changed = _changed([begun for _, begun in waiting])
+    together = [each for each, alone in zip(waiting, changed, strict=True) if not alone]
     questions = [begun.questions() for _, begun in together]
     replies = iter(ask_together([question for part in questions for question in part]))
     for (index, begun), part in zip(together, questions, strict=True):
         at(index)
         yield index, begun.verdict([next(replies) for _ in part])
-    for index, run in waiting if broken else ():
-        if isinstance(run, Run):
+    for (index, begun), alone in zip(waiting, changed, strict=True):
+        if alone:
             at(index)
-            yield index, finish(run)
+            yield index, finish(begun)
+
+
+def _changed(begun: Sequence[Run | ReplayRun]) -> list[bool]:
+    """Of which something changed that may not. Waits for the device, once."""
+    flags = [each.difference() for each in begun]
+    some = [flag for flag in flags if flag is not None]
+    found = iter(torch.stack(some).tolist() if some else [])
+    return [flag is not None and next(found) for flag in flags]

@@ -1,4 +1,4 @@
-"""The device is waited for once, after the last replay, unless what a replay left is too large to be kept."""
+"""The device is asked once, after the last replay, unless what a replay left is too large to be kept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pageproof.oracle import BatchShape, Case, Outcome, Spec, judge
+from pageproof.oracle.adapters.ours import Ours
 from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.building import guards
 from pageproof.oracle.case import MODES
+from pageproof.oracle.judging import ReplayRun, begin, finish
 from pageproof.oracle.replays import looks
-from pageproof.oracle.replays.machines import machine_of
 
 from .graph_backends import DEVICES
 
@@ -46,39 +47,50 @@ class WrongAtTheThirdReplay(Reference):
         return returned
 
 
-def waits_of(device: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.device, ...]]:
-    """One for each time that the device is waited for from now on."""
-    backend = machine_of(torch.device(device), splits_update=False).backend
-    owner = torch.cuda if device == "cuda" else backend
-    synchronize, waits = owner.synchronize, []
+@pytest.fixture
+def questions(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of how many replays at a time the device is asked whether they left what they have to leave."""
+    asked: list[int] = []
+    changed = looks.Looks.changed
 
-    def counted(*devices: torch.device) -> None:
-        waits.append(devices)
-        synchronize(*devices)
+    def counted(mine: looks.Looks) -> list[looks.Look]:
+        asked.extend([len(mine)] if len(mine) else [])
+        return changed(mine)
 
-    monkeypatch.setattr(owner, "synchronize", counted)
-    return waits
+    monkeypatch.setattr(looks.Looks, "changed", counted)
+    return asked
 
 
 @on_devices
 @pytest.mark.parametrize("mode", ["full", "piecewise", "breakable", "full_and_piecewise"])
-def test_one_wait_for_all_captures_and_replays(device: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = waits_of(device, monkeypatch)
+def test_one_question_about_all_replays(device: str, mode: str, questions: list[int]) -> None:
     assert judge(replace(CASE, mode=mode), Merging(), device).outcome is Outcome.AGREES
-    assert len(waits) == 1
+    assert questions == [CASE.replays]
 
 
 @on_devices
-@pytest.mark.parametrize(
-    ("module", "limit"), [(guards, "SMALL_BYTES"), (looks, "WAITING_BYTES")], ids=["large", "many"]
-)
+@pytest.mark.parametrize("limit", LIMITS, ids=["large", "many"])
 def test_one_for_each_replay_where_that_is_too_large(
-    module: ModuleType, limit: str, device: str, monkeypatch: pytest.MonkeyPatch
+    limit: tuple[ModuleType, str], device: str, questions: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, limit, 0)
-    waits = waits_of(device, monkeypatch)
+    monkeypatch.setattr(*limit, 0)
     assert judge(CASE, Merging(), device).outcome is Outcome.AGREES
-    assert len(waits) == CASE.replays
+    assert questions == [1] * CASE.replays
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="nothing to wait for without a CUDA device")
+@pytest.mark.parametrize("mode", ["full", "piecewise", "breakable", "full_and_piecewise"])
+@pytest.mark.parametrize("operation", ["merge_states", "attention", "update_kv_cache"])
+def test_nothing_waits_while_a_case_is_replayed(mode: str, operation: str) -> None:
+    case = replace(CASE, mode=mode).with_spec(operation=operation)
+    judge(case, Ours(), "cuda").require()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        begun = begin(case, Ours(), "cuda")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert isinstance(begun, ReplayRun)
+    finish(begun).require()
 
 
 @on_devices

@@ -103,11 +103,6 @@ class Guards:
         return [(watch, held[id(watch)]) for watch in self.watches]
 
 
-def any_changed(guards: Sequence[Guards]) -> bool:
-    """Whether any of them has something to say; the device is waited for once."""
-    return differ([pair for each in guards for pair in each.pairs()])
-
-
 def differ(pairs: Sequence[Pair]) -> bool:
     """Whether the two of any pair differ. The device is waited for once."""
     return bool(difference(pairs)) if pairs else False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..candidate import Candidate, NumericContract, why_declined
 from ..case import Case
@@ -33,7 +34,7 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """A case whose replays had the bits that they have to have: what is left is to ask the reference."""
+    """A case that was replayed: what is left is to ask the device what replays left, and the reference."""
 
     matrix: Matrix
     counts: tuple[tuple[str, int], ...]
@@ -41,13 +42,25 @@ class Replayed:
     @property
     def bytes(self) -> int:
         """What waits in memory, and its evaluation will take, roughly."""
-        return self.matrix.answers.bytes
+        return self.matrix.answers.bytes + self.matrix.looks.bytes
+
+    def difference(self) -> Tensor | None:
+        """[] bool on the device: whether a replay left what it may not leave. None: that is known of none."""
+        return self.matrix.looks.difference()
+
+    def violation(self) -> Judgement | None:
+        """What that is, if anything. Raises CandidateError for what the candidate raises, if it is run again."""
+        with faults_blamed():
+            found = self.matrix.looked_back()
+        return None if found is None else _judgement(self.matrix, found, self.counts)
 
     def questions(self) -> list[Question]:
+        """When it is known that the replays left what they have to leave: lets go of all that they ran in."""
+        self.matrix.forget()
         return self.matrix.answers.questions()
 
     def judgement(self, replies: Sequence[Reply]) -> Judgement:
-        """Given the reply to each question. Raises CandidateError for what the candidate raises, if it is run again."""
+        """Given the reply to each question. Raises what `violation` raises."""
         return _judgement(self.matrix, self.matrix.finish(replies), self.counts)
 
 
@@ -72,14 +85,16 @@ def run_replays(
         with faults_blamed():
             found = matrix.run()
     except NotEmulated as error:
+        matrix.forget()
         return Judgement(outcome=Outcome.DECLINED, reason=f"not emulated on a CPU: {error}")
-    finally:
-        matrix.captures.release()
+    except BaseException:
+        matrix.forget()
+        raise
     counts = tuple(matrix.counts().items())
-    if found is not None or not matrix.answers.bytes:
-        return _judgement(matrix, found, counts)
+    if found is None:
+        return Replayed(matrix=matrix, counts=counts)
     matrix.forget()
-    return Replayed(matrix=matrix, counts=counts)
+    return _judgement(matrix, found, counts)
 
 
 def _judgement(matrix: Matrix, found: Complaint | None, counts: tuple[tuple[str, int], ...]) -> Judgement:

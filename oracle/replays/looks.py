@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..building.guards import Guards, difference
-from ..execution.graphs.interface import Backend
 from .answers import Known
 from .bits import Seen
 from .complaints import Complaint, Kept
@@ -62,8 +61,7 @@ class Look:
 class Looks:
     """Those of which nothing is known yet, in order."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self) -> None:
         self._looks: list[Look] = []
         self._flags: list[Tensor] = []
 
@@ -72,14 +70,30 @@ class Looks:
         self._looks.append(look)
         self._flags.append(look.difference())
 
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    @property
+    def bytes(self) -> int:
+        """What is kept of them."""
+        return sum(look.bytes for look in self._looks)
+
     @property
     def are_due(self) -> bool:
         """Whether the device has to be asked before the next replay."""
-        return any(look.is_urgent for look in self._looks) or sum(look.bytes for look in self._looks) > WAITING_BYTES
+        return any(look.is_urgent for look in self._looks) or self.bytes > WAITING_BYTES
+
+    def difference(self) -> Tensor | None:
+        """[] bool on the device: whether something in any of them is not what it has to be. None: there are none."""
+        return torch.stack(self._flags).any() if self._flags else None
 
     def changed(self) -> list[Look]:
-        """Those where something is not what it has to be; the others are done with. Waits for the device, once."""
+        """Those in which something is not; the others are done with. Waits for the device."""
         looks, flags = self._looks, self._flags
-        self._looks, self._flags = [], []
-        answers = self._backend.answers(torch.stack(flags)) if flags else []
+        self.clear()
+        answers = torch.stack(flags).tolist() if flags else []
         return [look for look, changed in zip(looks, answers, strict=True) if changed]
+
+    def clear(self) -> None:
+        """All are done with."""
+        self._looks, self._flags = [], []

@@ -48,31 +48,46 @@ class Matrix:
         self.known: dict[Step, Known] = {}  # those that come more than once
         self.answers = Answers(contracts)
         self.bits = Bits()
-        self.looks = Looks(self.machine.backend)
+        self.looks = Looks()
 
     def run(self) -> Complaint | None:
-        """Capture, then replay; the first thing that is wrong, as far as the reference was asked: see `finish`."""
+        """Capture, then replay; the first thing that is wrong, as far as the device and the reference were asked.
+
+        See `looked_back` and `finish`. Does not wait for the device, unless what replays leave is large.
+        """
         used = {step.bucket for step in self.steps.replayed}
         for kind, step in self.steps.captures(self.case.mode):
             if step.bucket in used:
                 self.captures.add(kind, step, self._tensors(step))
         found = (self._replay(number, step) for number, step in enumerate(self.steps.replayed))
         try:
-            return next(filter(None, found), None) or self._looked_back()
+            return next(filter(None, found), None)
         except (CandidateError, NotEmulated):
             with suppress(RuntimeError):  # of a device that is of no use any more
                 if (earlier := self._settle()) is not None:
                     return earlier
             raise
 
+    def looked_back(self) -> Complaint | None:
+        """What is wrong with the first replay that left what it may not leave; the device is asked about all."""
+        for look in self.looks.changed():
+            if (earlier := self._looked_into(self.answers.settle(before=look.replay.number))) is not None:
+                return earlier
+            look.put_back()
+            if (found := self._looked_at(look)) is not None:
+                return found
+        return None
+
     def finish(self, replies: Sequence[Reply]) -> Complaint | None:
         """What is wrong in the steps that wait, given what the reference says to the questions about them."""
         return self._looked_into(self.answers.hear(replies))
 
     def forget(self) -> None:
-        """Let go of the buffers, after the last replay; the steps that wait have memory of their own."""
+        """Let go of captures and buffers, when it was looked back; the steps that wait have memory of their own."""
+        self.captures.release()
         self.captures.buckets.clear()
         self.known.clear()
+        self.looks.clear()
 
     def counts(self) -> Counter[str]:
         """`Captures.counts`, and the steps whose layers were of two cache groups."""
@@ -117,21 +132,11 @@ class Matrix:
             self.answers.wait(known)
         if self.answers.is_due:
             return self._settle()
-        return self._looked_back() if self.looks.are_due else None
+        return self.looked_back() if self.looks.are_due else None
 
     def _settle(self) -> Complaint | None:
         """What is wrong in the steps that wait for the device or the reference to be asked about them."""
-        return self._looked_back() or self._looked_into(self.answers.settle())
-
-    def _looked_back(self) -> Complaint | None:
-        """What is wrong in the first replay of those that the device is asked about, by the reference too."""
-        for look in self.looks.changed():
-            if (earlier := self._looked_into(self.answers.settle(before=look.replay.number))) is not None:
-                return earlier
-            look.put_back()
-            if (found := self._looked_at(look)) is not None:
-                return found
-        return None
+        return self.looked_back() or self._looked_into(self.answers.settle())
 
     def _looked_into(self, doubtful: Sequence[Known]) -> Complaint | None:
         """What is wrong in steps whose answer is there: a plain call has the same bits."""

@@ -252,13 +252,6 @@ class CudaBackend:
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
-    def answers(self, flags: Tensor) -> list[bool]:
-        # Where processes share a device, the wait for a time slice is what costs: a copy issued before it is free.
-        answers = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
-        answers.copy_(flags, non_blocking=True)
-        self.synchronize()
-        return list(answers.tolist())
-
 
 def _capture_end(graph: torch.cuda.CUDAGraph) -> None:
     with warnings.catch_warnings():

@@ -113,10 +113,6 @@ class EmulatedBackend:
     def synchronize(self) -> None:
         """Everything has been done when its call returns."""
 
-    def answers(self, flags: Tensor) -> list[bool]:
-        self.synchronize()
-        return list(flags.tolist())
-
 
 def _active() -> EmulatedGraph | None:
     return getattr(_thread, "graph", None)

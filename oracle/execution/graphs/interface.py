@@ -104,9 +104,6 @@ class Backend(Protocol):
     def synchronize(self) -> None:
         """Wait until all issued work is done."""
 
-    def answers(self, flags: Tensor) -> list[bool]:
-        """Those of [n] bools on the device, once all issued work is done: waits once."""
-
 
 @contextmanager
 def capture(backend: Backend, pool: Any) -> Iterator[Graph]:
