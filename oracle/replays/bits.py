@@ -32,8 +32,8 @@ class Seen:
         """Of the first layer whose bytes are others."""
         sizes = [sum(tensor.nbytes for tensor in layer.values()) for layer in self.tensors]
         parts = zip(self.tensors, self.found.split(sizes), self.wanted.split(sizes), strict=True)
-        for index, (layer, *both) in enumerate(parts):
-            complaint = other_bits(layer, *both, known.memory[index].problem, self.what)
+        for index, (layer, found, wanted) in enumerate(parts):
+            complaint = other_bits(layer, found, wanted, known.memory[index].problem, self.what)
             if complaint is not None:
                 return in_layer(complaint, known.memory[index], index)
         return None

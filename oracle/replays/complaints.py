@@ -90,9 +90,7 @@ def bytes_of(*outputs: Outputs) -> Tensor:
 
 def other_bits(like: Outputs, found: Tensor, wanted: Tensor, problem: Problem, what: str) -> Complaint | None:
     """The bytes of two sets of outputs, of the names and forms of `like`, are the same; if not, `what` is wrong."""
-    sizes = [tensor.nbytes for tensor in like.values()]
-    both = [zip(like.items(), whole.split(sizes), strict=True) for whole in (found, wanted)]
-    wrong = _different(*({name: _like(tensor, part) for (name, tensor), part in side} for side in both), problem)
+    wrong = _different(_apart(found, like), _apart(wanted, like), problem)
     return Complaint(outcome=Outcome.DIFFERS, reason=what, mismatches=wrong) if wrong else None
 
 
@@ -109,6 +107,12 @@ def in_layer(complaint: Complaint, layer: InMemory, index: int) -> Complaint:
     spec = layer.problem.case.spec
     place = f"in the other cache group (block_size {spec.block_size}, sliding_window {spec.sliding_window})"
     return replace(complaint, reason=f"{complaint.reason}, {place}" if complaint.reason else place)
+
+
+def _apart(whole: Tensor, like: Outputs) -> dict[str, Tensor]:
+    """What `bytes_of` put together, as outputs of these names and forms."""
+    parts = whole.split([tensor.nbytes for tensor in like.values()])
+    return {name: _like(tensor, part) for (name, tensor), part in zip(like.items(), parts, strict=True)}
 
 
 def _like(tensor: Tensor, part: Tensor) -> Tensor:
