@@ -1,0 +1,160 @@
+"""A warp group that attends: the softmax of one tile of keys runs while the tensor cores multiply the weights of the last.
+
+Two of them share the tiles that the producer brings, each with its own rows.
+"""
+
+from __future__ import annotations
+
+import triton.experimental.gluon.language as gl
+from triton.experimental import gluon
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
+
+from ..tiles import LOG2_E, inner_range
+from .groups import Carried, Place
+from .rows import load_queries, rows_of, store_rows
+from .schedule import advance, key_tiles, num_works, work_of
+from .softmax import weigh
+
+
+@gluon.constexpr_function
+def product_layout(columns):
+    """Of a consumer's rows x `columns` as the tensor cores give them."""
+    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
+
+
+@gluon.constexpr_function
+def weights_layout(columns):
+    """Of weights as the left operand of a product with so many columns."""
+    return gl.DotOperandLayout(0, product_layout(columns), 2)
+
+
+@gluon.jit
+def multiply_values(carried, tensors, barriers, v):
+    """Begin adding the carried weights times the tile of values they belong to."""
+    weighted = carried.weighted
+    rescale = gl.convert_layout(carried.rescale, gl.SliceLayout(1, weighted.type.layout))
+    weighted = weighted * rescale[:, None]
+    mbarrier.wait(barriers.v_full.index(v.stage), v.phase)
+    return warpgroup_mma(carried.weights, tensors.v.index(v.stage), weighted, is_async=True)
+
+
+@gluon.jit
+def next_tile(
+    tile, last, keys, softmax_scale, work_rows, step, numbers, carried, places, tensors, barriers,
+    MASKED: gl.constexpr, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """Scores of this tile and values of the last one are in the tensor cores together; the softmax hides the second."""
+    k, v = places
+    start, end = keys
+    zero = gl.full([TILE.rows, TILE.keys], 0.0, gl.float32, product_layout(TILE.keys))
+    query = tensors.q.index(WHICH)
+    scores = warpgroup_mma(query, tensors.k.index(k.stage).permute((1, 0)), zero, use_acc=False, is_async=True)
+    weighted = multiply_values(carried, tensors, barriers, v)
+    scores = warpgroup_mma_wait(1, deps=[scores])
+    mbarrier.arrive(barriers.k_empty.index(k.stage), count=1)
+    k = advance(k, TILE.stages)
+    new_weights, rescale, maximum, total = weigh(
+        scores, softmax_scale, tile * TILE.keys, start, end, work_rows, step.rules, numbers,
+        carried.maximum, carried.total, MASKED, SIZES.causal,
+    )  # fmt: skip
+    weights = carried.weights
+    new_weights = gl.convert_layout(new_weights.to(weights.dtype), weights.type.layout)
+    # Here, not where the next tile begins: the assembler moves arithmetic across the wait below, but not across a loop.
+    mbarrier.wait(barriers.k_full.index(k.stage), k.phase, pred=tile + 1 < last)
+    # The weights in flight are an operand until here: named, so that their registers are not used again before.
+    weighted, weights = warpgroup_mma_wait(0, deps=[weighted, weights])
+    mbarrier.arrive(barriers.v_empty.index(v.stage), count=1)
+    v = advance(v, TILE.stages)
+    carried = Carried(weights=new_weights, rescale=rescale, maximum=maximum, total=total, weighted=weighted)
+    return carried, (k, v)
+
+
+@gluon.jit
+def first_tile(
+    tile, last, keys, softmax_scale, work_rows, step, numbers, k, tensors, barriers,
+    WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr,
+):  # fmt: skip
+    """Scores of the first tile, which has no values to multiply meanwhile."""
+    start, end = keys
+    LAYOUT: gl.constexpr = product_layout(TILE.keys)
+    ROW: gl.constexpr = gl.SliceLayout(1, LAYOUT)
+    OUT_LAYOUT: gl.constexpr = product_layout(SIZES.padded_value)
+    mbarrier.wait(barriers.k_full.index(k.stage), k.phase)
+    zero = gl.full([TILE.rows, TILE.keys], 0.0, gl.float32, LAYOUT)
+    query = tensors.q.index(WHICH)
+    scores = warpgroup_mma(query, tensors.k.index(k.stage).permute((1, 0)), zero, use_acc=False, is_async=True)
+    scores = warpgroup_mma_wait(0, deps=[scores])
+    mbarrier.arrive(barriers.k_empty.index(k.stage), count=1)
+    k = advance(k, TILE.stages)
+    weights, rescale, maximum, total = weigh(
+        scores, softmax_scale, tile * TILE.keys, start, end, work_rows, step.rules, numbers,
+        gl.full([TILE.rows], float("-inf"), gl.float32, ROW), gl.full([TILE.rows], 0.0, gl.float32, ROW),
+        True, SIZES.causal,
+    )  # fmt: skip
+    weights = gl.convert_layout(weights.to(SIZES.arithmetic), weights_layout(SIZES.padded_value))
+    mbarrier.wait(barriers.k_full.index(k.stage), k.phase, pred=tile + 1 < last)
+    weighted = gl.full([TILE.rows, SIZES.padded_value], 0.0, gl.float32, OUT_LAYOUT)
+    return Carried(weights=weights, rescale=rescale, maximum=maximum, total=total, weighted=weighted), k
+
+
+@gluon.jit
+def attend_rows(
+    work, keys, step, numbers, places, tensors, barriers, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr
+):  # fmt: skip
+    """All keys of the consumer's rows, and the answer written; returns where the rings are after that."""
+    KEYS: gl.constexpr = TILE.keys
+    softmax_scale = step.rules.softmax_scale
+    load_queries(tensors.q.index(WHICH), step.queries, work, softmax_scale < 0.0, WHICH, SIZES, TILE)
+    # The sign went into q, so that the largest score stays the largest when it is scaled.
+    softmax_scale = gl.abs(softmax_scale)
+    if step.rules.softcap is None:
+        softmax_scale = softmax_scale * LOG2_E
+    rows = rows_of(work, WHICH, gl.SliceLayout(1, product_layout(KEYS)), SIZES, TILE)
+    start, end = keys
+    first, last = key_tiles(start, end, KEYS)
+    inner_start, inner_end = inner_range(rows, numbers, start, end, SIZES.causal)
+    k, v = places
+    carried, k = first_tile(
+        first, last, keys, softmax_scale, rows, step, numbers, k, tensors, barriers, WHICH, SIZES, TILE
+    )  # fmt: skip
+    places = (k, v)
+    # Tiles that every row sees whole lie in [left, right).
+    left = first + 1
+    if numbers.sliding_window is not None:
+        left = gl.minimum(gl.maximum((inner_start + KEYS - 1) // KEYS, first + 1), last)
+        for tile in range(first + 1, left):
+            carried, places = next_tile(
+                tile, last, keys, softmax_scale, rows, step, numbers, carried, places, tensors, barriers,
+                True, WHICH, SIZES, TILE,
+            )  # fmt: skip
+    right = gl.minimum(gl.maximum(inner_end // KEYS, left), last)
+    for tile in range(left, right):
+        carried, places = next_tile(
+            tile, last, keys, softmax_scale, rows, step, numbers, carried, places, tensors, barriers,
+            False, WHICH, SIZES, TILE,
+        )  # fmt: skip
+    for tile in range(right, last):
+        carried, places = next_tile(
+            tile, last, keys, softmax_scale, rows, step, numbers, carried, places, tensors, barriers,
+            True, WHICH, SIZES, TILE,
+        )  # fmt: skip
+    k, v = places
+    weighted = multiply_values(carried, tensors, barriers, v)
+    weighted, weights = warpgroup_mma_wait(0, deps=[weighted, carried.weights])
+    mbarrier.arrive(barriers.v_empty.index(v.stage), count=1)
+    store_rows(step, rows.rows, rows.kv_head, carried.maximum, carried.total, weighted, SIZES)
+    return k, advance(v, TILE.stages)
+
+
+@gluon.jit
+def consume(
+    step, numbers, tensors, barriers, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr
+):  # fmt: skip
+    """Attend from the `WHICH`-th half of the rows of all work that the program has."""
+    k = Place(stage=gl.to_tensor(0), phase=gl.to_tensor(0))
+    v = Place(stage=gl.to_tensor(0), phase=gl.to_tensor(0))
+    works = num_works(step.work, SIZES, TILE)
+    for turn in range(0, (works + gl.num_programs(0) - 1) // gl.num_programs(0)):
+        work, start, end = work_of(step, numbers, turn, works, SIZES, TILE)
+        if work.is_live:
+            k, v = attend_rows(work, (start, end), step, numbers, (k, v), tensors, barriers, WHICH, SIZES, TILE)
