@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
+import torch
 import triton
-from torch import Tensor
 
-from .kernels.arguments import PagedKV, Pages, Step, stride
+from .kernels.arguments import Numbers, PagedKV, Pages, Step
 from .kernels.hopper.sizes import COLUMNS, HopperTile
 from .shapes import Shape, attention_sizes, padded
 from .tile_table import Operands
@@ -27,17 +27,24 @@ LARGEST_STRIDE = 2**40 // 2  # elements of 16 bits
 
 
 class Form(NamedTuple):
-    """Of a cache [num_blocks, block_size, num_kv_heads, size]: what its copies depend on; strides count elements."""
+    """A cache [num_blocks, block_size, num_kv_heads, size] as its copies see it; strides count elements.
 
-    num_blocks: int
-    strides: tuple[int, int, int, int]
-    is_aligned: bool  # its first element lies on 16 bytes
+    It holds no memory: one that outlives its cache is still right of whatever has the same form in the same place.
+    """
+
+    address: int
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def data_ptr(self) -> int:
+        return self.address
 
 
 def form_of(pages: Pages) -> Form:
     base = pages.base
     strides = (pages.stride_block, pages.stride_slot, pages.stride_head, pages.stride_dim)
-    return Form(base.shape[0], strides, base.data_ptr() % (ALIGNMENT * 2) == 0)
+    return Form(base.data_ptr(), base.dtype, tuple(base.shape), strides)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -62,9 +69,9 @@ def why_portable(
 
 
 def _why_not_copied(name: str, form: Form) -> str | None:
-    if form.num_blocks == 0:
+    if form.sizes[0] == 0:
         return f"{name} has no pages"
-    if not form.is_aligned:
+    if form.address % (2 * ALIGNMENT):
         return f"{name} does not begin on 16 bytes"
     if form.strides[3] != 1:
         return f"{name}'s last dimension is not contiguous"
@@ -84,23 +91,26 @@ def hopper_tile(shape: Shape) -> HopperTile:
     return HopperTile(rows=64, keys=keys, stages=2, box_slots=box_slots, order="snake")
 
 
-def takes_hopper(cache: PagedKV, shape: Shape, *, has_query_bias: bool) -> bool:
-    """Whether a step's prefill takes the kernel for Hopper."""
+def hopper_caches(cache: PagedKV, shape: Shape, *, has_query_bias: bool) -> tuple[Form, Form] | None:
+    """The caches of keys and of values, if a step's prefill takes the kernel for Hopper."""
     if shape.architecture != "sm_90" or cache.v is None:
-        return False
-    return why_portable(shape, form_of(cache.k), form_of(cache.v), has_query_bias=has_query_bias) is None
+        return None
+    k, v = form_of(cache.k), form_of(cache.v)
+    return (k, v) if why_portable(shape, k, v, has_query_bias=has_query_bias) is None else None
 
 
-def launch_hopper_prefill(step: Step, numbers: tuple[Any, ...], shape: Shape, causal: bool, programs: int) -> None:
-    """Prefill of a step that `takes_hopper`, with so many programs."""
+def launch_hopper_prefill(
+    step: Step, numbers: Numbers, caches: tuple[Form, Form], shape: Shape, causal: bool, programs: int
+) -> None:
+    """Prefill of a step that has `hopper_caches`, with so many programs."""
     # Here, so that a Triton without Gluon never imports it.
     from .kernels.hopper.prefill import hopper_prefill
 
     tile = hopper_tile(shape)
-    assert step.cache.v is not None
+    k, v = caches
     hopper_prefill[(programs,)](
-        descriptor(step.cache.k.base, tile.box_slots),
-        descriptor(step.cache.v.base, tile.box_slots),
+        descriptor(k, tile.box_slots),
+        descriptor(v, tile.box_slots),
         step.queries,
         step.requests,
         step.rules,
@@ -114,16 +124,11 @@ def launch_hopper_prefill(step: Step, numbers: tuple[Any, ...], shape: Shape, ca
     )
 
 
-def descriptor(cache: Tensor, box_slots: int) -> Any:
-    """What the copies need to know of a cache; it holds for as long as the cache stays where it is."""
+@functools.lru_cache(maxsize=1024)
+def descriptor(cache: Form, box_slots: int) -> Any:
+    """What a launch encodes for the copies; kept, because making one takes 6 us."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    strides = [stride(cache, dim) for dim in range(4)]
-    return TensorDescriptor(cache, list(cache.shape), strides, [1, box_slots, 1, COLUMNS], _box_layout())
-
-
-@functools.cache
-def _box_layout() -> Any:
     from .kernels.hopper.producer import box_layout
 
-    return box_layout(4)
+    return TensorDescriptor(cache, list(cache.sizes), list(cache.strides), [1, box_slots, 1, COLUMNS], box_layout(4))

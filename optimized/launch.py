@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.errors import bad_value
+from .hopper import hopper_caches, launch_hopper_prefill
 from .interpreter import INTERPRETED
 from .kernels.arguments import (
     DeviceScales,
@@ -30,7 +31,7 @@ from .kernels.prefill import prefill
 from .kernels.sizes import Tile
 from .shapes import Shape, attention_sizes, row_sizes, tiles
 from .tile_table import Tiles
-from .tuning import num_programs, plan_limits
+from .tuning import hopper_programs, num_programs, plan_limits
 
 # Beyond every length; window arithmetic with it stays inside int32.
 LARGEST_WINDOW = 2**30
@@ -124,11 +125,20 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
     with device_guard(out):
         # A buffer of this few tokens cannot hold a request of the prefill list: a fact of its shape.
         if num_tokens > plan_limits().decode_tokens:
-            chosen = tiles(shape, prefill=True)
-            prefill[(num_programs(out.device),)](
-                step, *arguments.numbers, SIZES=attention_sizes(shape, arguments.causal), **tile_options(chosen)
-            )
+            _launch_prefill(step, shape, arguments)
         _launch_decode_and_merge(step, shape, arguments)
+
+
+def _launch_prefill(step: Step, shape: Shape, arguments: StepArguments) -> None:
+    device = step.outputs.out.device
+    caches = hopper_caches(step.cache, shape, has_query_bias=step.rules.query_bias is not None)
+    if caches is not None:
+        launch_hopper_prefill(step, arguments.numbers, caches, shape, arguments.causal, hopper_programs(device))
+        return
+    chosen = tiles(shape, prefill=True)
+    prefill[(num_programs(device),)](
+        step, *arguments.numbers, SIZES=attention_sizes(shape, arguments.causal), **tile_options(chosen)
+    )
 
 
 def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments) -> None:

@@ -48,6 +48,11 @@ def num_programs(device: torch.device) -> int:
     return PER_MULTIPROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def hopper_programs(device: torch.device) -> int:
+    """Programs of the prefill for Hopper: one on each multiprocessor, which it fills."""
+    return num_programs(device) // PER_MULTIPROCESSOR
+
+
 def plan_programs(device: torch.device) -> int:
     """Programs that splits are made for. In the interpreter so many that whatever can be split is split."""
     return 1 << 20 if INTERPRETED else num_programs(device)

@@ -1,4 +1,4 @@
-"""A warp group that attends: the softmax of one tile of keys runs while the tensor cores multiply the weights of the last.
+"""A warp group that attends: the softmax of a tile runs while the tensor cores multiply the weights of the tile before.
 
 Two of them share the tiles that the producer brings, each with its own rows.
 """
@@ -13,7 +13,7 @@ from ..tiles import LOG2_E, inner_range
 from .groups import Carried, Place
 from .rows import load_queries, rows_of, store_rows
 from .schedule import advance, key_tiles, num_works, work_of
-from .softmax import weigh
+from .softmax import row_limits, weigh
 
 
 @gluon.constexpr_function
@@ -40,12 +40,11 @@ def multiply_values(carried, tensors, barriers, v):
 
 @gluon.jit
 def next_tile(
-    tile, last, keys, softmax_scale, work_rows, step, numbers, carried, places, tensors, barriers,
-    MASKED: gl.constexpr, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr,
+    tile, last, softmax_scale, rows, limits, rules, carried, places, tensors, barriers,
+    MASKED: gl.constexpr, WINDOW: gl.constexpr, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """Scores of this tile and values of the last one are in the tensor cores together; the softmax hides the second."""
     k, v = places
-    start, end = keys
     zero = gl.full([TILE.rows, TILE.keys], 0.0, gl.float32, product_layout(TILE.keys))
     query = tensors.q.index(WHICH)
     scores = warpgroup_mma(query, tensors.k.index(k.stage).permute((1, 0)), zero, use_acc=False, is_async=True)
@@ -54,15 +53,14 @@ def next_tile(
     mbarrier.arrive(barriers.k_empty.index(k.stage), count=1)
     k = advance(k, TILE.stages)
     new_weights, rescale, maximum, total = weigh(
-        scores, softmax_scale, tile * TILE.keys, start, end, work_rows, step.rules, numbers,
-        carried.maximum, carried.total, MASKED, SIZES.causal,
+        scores, softmax_scale, tile * TILE.keys, limits, rows, rules, carried.maximum, carried.total, MASKED, WINDOW
     )  # fmt: skip
     weights = carried.weights
     new_weights = gl.convert_layout(new_weights.to(weights.dtype), weights.type.layout)
     # Here, not where the next tile begins: the assembler moves arithmetic across the wait below, but not across a loop.
     mbarrier.wait(barriers.k_full.index(k.stage), k.phase, pred=tile + 1 < last)
     # The weights in flight are an operand until here: named, so that their registers are not used again before.
-    weighted, weights = warpgroup_mma_wait(0, deps=[weighted, weights])
+    weighted, _ = warpgroup_mma_wait(0, deps=[weighted, weights])
     mbarrier.arrive(barriers.v_empty.index(v.stage), count=1)
     v = advance(v, TILE.stages)
     carried = Carried(weights=new_weights, rescale=rescale, maximum=maximum, total=total, weighted=weighted)
@@ -71,11 +69,10 @@ def next_tile(
 
 @gluon.jit
 def first_tile(
-    tile, last, keys, softmax_scale, work_rows, step, numbers, k, tensors, barriers,
-    WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr,
+    tile, last, softmax_scale, rows, limits, rules, k, tensors, barriers,
+    WINDOW: gl.constexpr, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
     """Scores of the first tile, which has no values to multiply meanwhile."""
-    start, end = keys
     LAYOUT: gl.constexpr = product_layout(TILE.keys)
     ROW: gl.constexpr = gl.SliceLayout(1, LAYOUT)
     OUT_LAYOUT: gl.constexpr = product_layout(SIZES.padded_value)
@@ -87,9 +84,8 @@ def first_tile(
     mbarrier.arrive(barriers.k_empty.index(k.stage), count=1)
     k = advance(k, TILE.stages)
     weights, rescale, maximum, total = weigh(
-        scores, softmax_scale, tile * TILE.keys, start, end, work_rows, step.rules, numbers,
-        gl.full([TILE.rows], float("-inf"), gl.float32, ROW), gl.full([TILE.rows], 0.0, gl.float32, ROW),
-        True, SIZES.causal,
+        scores, softmax_scale, tile * TILE.keys, limits, rows, rules,
+        gl.full([TILE.rows], float("-inf"), gl.float32, ROW), gl.full([TILE.rows], 0.0, gl.float32, ROW), True, WINDOW,
     )  # fmt: skip
     weights = gl.convert_layout(weights.to(SIZES.arithmetic), weights_layout(SIZES.padded_value))
     mbarrier.wait(barriers.k_full.index(k.stage), k.phase, pred=tile + 1 < last)
@@ -103,44 +99,47 @@ def attend_rows(
 ):  # fmt: skip
     """All keys of the consumer's rows, and the answer written; returns where the rings are after that."""
     KEYS: gl.constexpr = TILE.keys
-    softmax_scale = step.rules.softmax_scale
+    WINDOW: gl.constexpr = numbers.sliding_window is not None
+    rules = step.rules
+    softmax_scale = rules.softmax_scale
     load_queries(tensors.q.index(WHICH), step.queries, work, softmax_scale < 0.0, WHICH, SIZES, TILE)
     # The sign went into q, so that the largest score stays the largest when it is scaled.
     softmax_scale = gl.abs(softmax_scale)
-    if step.rules.softcap is None:
+    if rules.softcap is None:
         softmax_scale = softmax_scale * LOG2_E
     rows = rows_of(work, WHICH, gl.SliceLayout(1, product_layout(KEYS)), SIZES, TILE)
     start, end = keys
     first, last = key_tiles(start, end, KEYS)
+    limits = row_limits(rows, numbers, start, end, SIZES.causal)
     inner_start, inner_end = inner_range(rows, numbers, start, end, SIZES.causal)
     k, v = places
     carried, k = first_tile(
-        first, last, keys, softmax_scale, rows, step, numbers, k, tensors, barriers, WHICH, SIZES, TILE
+        first, last, softmax_scale, rows, limits, rules, k, tensors, barriers, WINDOW, WHICH, SIZES, TILE
     )  # fmt: skip
     places = (k, v)
     # Tiles that every row sees whole lie in [left, right).
     left = first + 1
-    if numbers.sliding_window is not None:
+    if WINDOW:
         left = gl.minimum(gl.maximum((inner_start + KEYS - 1) // KEYS, first + 1), last)
         for tile in range(first + 1, left):
             carried, places = next_tile(
-                tile, last, keys, softmax_scale, rows, step, numbers, carried, places, tensors, barriers,
-                True, WHICH, SIZES, TILE,
+                tile, last, softmax_scale, rows, limits, rules, carried, places, tensors, barriers,
+                True, WINDOW, WHICH, SIZES, TILE,
             )  # fmt: skip
     right = gl.minimum(gl.maximum(inner_end // KEYS, left), last)
     for tile in range(left, right):
         carried, places = next_tile(
-            tile, last, keys, softmax_scale, rows, step, numbers, carried, places, tensors, barriers,
-            False, WHICH, SIZES, TILE,
+            tile, last, softmax_scale, rows, limits, rules, carried, places, tensors, barriers,
+            False, WINDOW, WHICH, SIZES, TILE,
         )  # fmt: skip
     for tile in range(right, last):
         carried, places = next_tile(
-            tile, last, keys, softmax_scale, rows, step, numbers, carried, places, tensors, barriers,
-            True, WHICH, SIZES, TILE,
+            tile, last, softmax_scale, rows, limits, rules, carried, places, tensors, barriers,
+            True, WINDOW, WHICH, SIZES, TILE,
         )  # fmt: skip
     k, v = places
     weighted = multiply_values(carried, tensors, barriers, v)
-    weighted, weights = warpgroup_mma_wait(0, deps=[weighted, carried.weights])
+    weighted, _ = warpgroup_mma_wait(0, deps=[weighted, carried.weights])
     mbarrier.arrive(barriers.v_empty.index(v.stage), count=1)
     store_rows(step, rows.rows, rows.kv_head, carried.maximum, carried.total, weighted, SIZES)
     return k, advance(v, TILE.stages)

@@ -31,7 +31,7 @@ def look_up(tile, table_row, start, end, absent, SIZES: gl.constexpr, TILE: gl.c
     for box in gl.static_range(BOXES):
         first = tile * TILE.keys + box * TILE.box_slots
         wanted = (first < end) & (first + TILE.box_slots > start)
-        blocks = blocks + (gl.load(table_row + first // SIZES.block_size, mask=wanted, other=absent),)
+        blocks += (gl.load(table_row + first // SIZES.block_size, mask=wanted, other=absent),)
     return blocks
 
 
@@ -73,7 +73,7 @@ def clear_rows(ring, stage, first, last, keep_from, keep_to, TILE: gl.constexpr)
 
 @gluon.jit
 def clear_hidden(ring, stage, work, tile, TILE: gl.constexpr):
-    """Zero what a tile of values holds of slots that no row of the request sees, but in boxes with such that one does."""
+    """Zero the slots of a tile of values that no row of the request sees: they came because their box has others."""
     BOX: gl.constexpr = TILE.box_slots
     first = work.first_readable - tile * TILE.keys
     last = work.end_readable - tile * TILE.keys

@@ -65,7 +65,7 @@ def store_rows(step, rows, kv_head, maximum, total, weighted, SIZES: gl.constexp
     store_lse(outputs, log_sum(maximum * LN_2, total), rows)
     # Nothing visible and no sink: total is 0 and so is the sum.
     out = weighted / gl.convert_layout(gl.where(total > 0.0, total, 1.0), LAYOUT)[:, None]
-    if KIND == gl.float8e4nv:
+    if outputs.out.dtype.element_ty == gl.float8e4nv:
         if step.scales.out.base is not None:
             out = gl.div_rn(out, gl.zeros_like(out) + scale_of(step.scales.out, kv_head))
         out = saturate(out)

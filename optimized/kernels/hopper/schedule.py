@@ -1,4 +1,4 @@
-"""Which rows a program takes when, and which keys they see: the same to the warp that copies and to those that attend."""
+"""Which rows a program takes when, and which keys they see: the same for the copying warp and those that attend."""
 
 from __future__ import annotations
 
