@@ -1,0 +1,132 @@
+"""Compile the prefill for Hopper without a GPU, and say as JSON what the machine code holds.
+
+    python tests/hopper_offline.py '{"group": 3, "head_size": 192, "softcap": 30.0}'
+
+A script, because the compiler asks the process which device it has, and tests of a CPU interpret their kernels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+HEADS, PAGES, TOKENS = 2, 8, 64
+
+
+class NoDevice:
+    """What the compiler asks of a driver: a Hopper GPU that is not there."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int = 0) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def is_active(self) -> bool:
+        return True
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+def compile_prefill(options: dict[str, Any]) -> Any:
+    """The compiled kernel of a step with these sizes and rules; the rest is as in a model of head size 128."""
+    from pageproof.optimized import hopper
+    from pageproof.optimized.kernels.arguments import paged_kv, queries
+    from pageproof.optimized.kernels.hopper.prefill import hopper_prefill
+    from pageproof.optimized.launch import read_step
+    from pageproof.optimized.shapes import Shape, attention_sizes
+    from pageproof.optimized.tile_table import Operands
+
+    found = {"dtype": "bfloat16", "group": 4, "head_size": 128, "head_size_v": 128, "block_size": 16} | options
+    size, size_v, block_size, group = (found[name] for name in ("head_size", "head_size_v", "block_size", "group"))
+    dtype = getattr(torch, found["dtype"])
+    out_dtype = getattr(torch, found.get("out_dtype", found["dtype"]))
+    rows = (TOKENS, HEADS * group)
+    k, v = (torch.zeros(PAGES, block_size, HEADS, columns, dtype=dtype) for columns in (size, size_v))
+    per_head = torch.zeros(HEADS * group)
+    arguments = read_step(
+        torch.zeros(3, dtype=torch.int32),
+        torch.zeros(2, dtype=torch.int32),
+        torch.zeros(2, PAGES, dtype=torch.int32),
+        0.1,
+        found.get("causal", True),
+        found.get("sliding_window"),
+        found.get("right_window"),
+        found.get("softcap"),
+        per_head if found.get("alibi") else None,
+        per_head if found.get("sinks") else None,
+        *(None, None, None, None),
+        torch.ones(1) if out_dtype is torch.float8_e4m3fn else None,
+        *(torch.zeros(size, dtype=torch.int32) for size in (6, (4, 3), (8, 2), (8, 2), (8, 2))),
+        torch.zeros(*rows, size_v, dtype=out_dtype),
+        torch.zeros(rows),
+    )
+    shape = Shape(HEADS, group, size, size_v, block_size, dtype, "sm_90", Operands.LOADED)
+    tile = hopper.hopper_tile(shape)
+    caches = [hopper.form_of(pages) for pages in paged_kv(k, v)[:2]]
+    return hopper_prefill.warmup(
+        *(hopper.descriptor(cache, tile.box_slots) for cache in caches),
+        queries(torch.zeros(*rows, size, dtype=dtype)),
+        *(arguments.requests, arguments.rules, arguments.scales, arguments.outputs, arguments.work),
+        *arguments.numbers,
+        SIZES=attention_sizes(shape, arguments.causal),
+        TILE=tile,
+        num_warps=4,
+        grid=(132,),
+    )
+
+
+def describe(kernel: Any) -> dict[str, Any]:
+    """Shared memory, spilled bytes, the assembler's warnings, and what runs while values are being multiplied.
+
+    `hidden`: for each wait for a product of values that follows one for scores, exponentials between the two.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        ptx.write_text(kernel.asm["ptx"])
+        cubin.write_bytes(kernel.asm["cubin"])
+        log = _run("ptxas", "-v", "--gpu-name=sm_90a", str(ptx), "-o", "/dev/null")
+        code = _run("nvdisasm", "-c", str(cubin))
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    hidden: list[int] = []
+    since_scores: int | None = None
+    for line in code.splitlines():
+        if "WARPGROUP.DEPBAR" in line:
+            if since_scores is not None:
+                hidden.append(since_scores)
+            since_scores = 0 if "0x1 ;" in line else None
+        elif "MUFU.EX2" in line and since_scores is not None:
+            since_scores += 1
+    return {
+        "shared": kernel.metadata.shared,
+        "spilled": [int(count) for count in spills.groups()] if spills else None,
+        "warnings": [line for line in log.splitlines() if "warning" in line.lower() or "serialized" in line],
+        "products": len(re.findall("HGMMA", code)),
+        "copies": len(re.findall("UTMALDG", code)),
+        "hidden": hidden,
+    }
+
+
+def _run(tool: str, *arguments: str) -> str:
+    done = subprocess.run([str(TOOLS / tool), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+if __name__ == "__main__":
+    driver.set_active(NoDevice())
+    print(json.dumps(describe(compile_prefill(json.loads(sys.argv[1])))))  # noqa: T201

@@ -1,0 +1,47 @@
+"""The prefill for Hopper compiles where there is no GPU, and its machine code overlaps what its source overlaps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("hopper_offline.py")
+
+
+def described(options: dict[str, Any], cache: Path) -> dict[str, Any]:
+    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    command = [sys.executable, str(SCRIPT), json.dumps(options)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    body: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return body
+
+
+EVERYTHING: dict[str, Any] = {
+    **{"dtype": "float16", "head_size": 192, "head_size_v": 256, "block_size": 24, "group": 3},
+    **{"sliding_window": 100, "softcap": 30.0, "alibi": True, "sinks": True, "out_dtype": "float8_e4m3fn"},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "exponentials"),
+    [({}, 64), (EVERYTHING, 64)],  # of a tile, for one thread: 64 x 128 / 128, and 64 x 64 / 128 with as many of a tanh
+    ids=str,
+)
+def test_the_softmax_runs_while_values_are_multiplied(
+    options: dict[str, Any], exponentials: int, tmp_path: Path
+) -> None:
+    found = described(options, tmp_path)
+    assert found["warnings"] == []  # "wgmma is serialized" is one
+    assert found["spilled"] is not None
+    assert max(found["spilled"]) <= 256
+    assert found["copies"] > 0
+    assert found["hidden"]
+    assert min(found["hidden"]) >= exponentials
