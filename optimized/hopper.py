@@ -24,6 +24,11 @@ TRITON_VERSION = ".".join(triton.__version__.split(".")[:2])
 SWIZZLE_ROWS = 8  # slots of a page that a copy brings at least
 ALIGNMENT = 8  # elements of 16 bits: what copies ask of strides and addresses
 LARGEST_STRIDE = 2**40 // 2  # elements of 16 bits
+LARGEST_HEAD = 256
+
+# In which order programs take the work. With request order, backwards or not, the program that begins with the longest
+# tile of rows has a longer one than the others at every turn.
+ORDER = "snake"
 
 
 class Form(NamedTuple):
@@ -61,8 +66,8 @@ def why_portable(
     if has_query_bias:
         return "a query bias hides keys that may not be read"
     sizes = (shape.head_size, shape.head_size_v)
-    if not all(COLUMNS // 2 < size <= 256 for size in sizes):
-        return f"head sizes {sizes}, not of {COLUMNS // 2 + 1} to 256"
+    if not all(COLUMNS // 2 < size <= LARGEST_HEAD for size in sizes):
+        return f"head sizes {sizes}, not of {COLUMNS // 2 + 1} to {LARGEST_HEAD}"
     if shape.block_size % SWIZZLE_ROWS:
         return f"pages of {shape.block_size} slots, no multiple of {SWIZZLE_ROWS}"
     return next(filter(None, (_why_not_copied(name, form) for name, form in (("k_cache", k), ("v_cache", v)))), None)
@@ -88,7 +93,7 @@ def hopper_tile(shape: Shape) -> HopperTile:
     """
     keys = 128 if max(padded(shape.head_size), padded(shape.head_size_v)) <= 128 else 64
     box_slots = min(shape.block_size & -shape.block_size, keys)
-    return HopperTile(rows=64, keys=keys, stages=2, box_slots=box_slots, order="snake")
+    return HopperTile(rows=64, keys=keys, stages=2, box_slots=box_slots, order=ORDER)
 
 
 def hopper_caches(cache: PagedKV, shape: Shape, *, has_query_bias: bool) -> tuple[Form, Form] | None:

@@ -65,15 +65,32 @@ FIXED = {
 
 LONG = BatchShape(query_lens=(1, 4, 30, 0), seq_lens=(1300, 300, 530, 20), padding_tokens=2, table_slack=1)
 
-LONGER = {
-    f"{name}, several splits": replace(FIXED[name], batch=LONG)
-    for name in ("mixed", "window", "one kv head, odd sizes", "pages of 48", "absorbed", "decompressed", "merge")
-} | {
-    "float16, several splits": Case(spec=replace(SMALL, dtype="float16", head_size=64, head_size_v=64), batch=LONG),
-    "float8, several splits": Case(
-        spec=replace(
-            SMALL, dtype="bfloat16", kv_dtype="float8_e4m3fn", scales="head", head_size=64, head_size_v=64, sinks=True
+LONGER = (
+    {
+        "prefill of 16-bit caches": Case(
+            spec=replace(
+                SMALL, dtype="float16", group_size=3, head_size=64, head_size_v=128, block_size=24, sliding_window=20
+            ),
+            batch=BatchShape(query_lens=(33, 70, 1), seq_lens=(140, 70, 300), padding_tokens=2),
         ),
-        batch=LONG,
-    ),
-}
+    }
+    | {
+        f"{name}, several splits": replace(FIXED[name], batch=LONG)
+        for name in ("mixed", "window", "one kv head, odd sizes", "pages of 48", "absorbed", "decompressed", "merge")
+    }
+    | {
+        "float16, several splits": Case(spec=replace(SMALL, dtype="float16", head_size=64, head_size_v=64), batch=LONG),
+        "float8, several splits": Case(
+            spec=replace(
+                SMALL,
+                dtype="bfloat16",
+                kv_dtype="float8_e4m3fn",
+                scales="head",
+                head_size=64,
+                head_size_v=64,
+                sinks=True,
+            ),
+            batch=LONG,
+        ),
+    }
+)

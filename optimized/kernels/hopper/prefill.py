@@ -42,7 +42,8 @@ def hopper_prefill(
     LAYOUT: gl.constexpr = box_layout(2)
     KIND: gl.constexpr = SIZES.arithmetic
     numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
-    step = Step(queries, None, requests, rules, scales, outputs, work)
+    # The caches come as descriptors.
+    step = Step(queries, None, requests, rules, scales, outputs, work)  # type: ignore[arg-type]
     tensors = Tensors(
         q=gl.allocate_shared_memory(KIND, [CONSUMERS, TILE.rows, SIZES.padded_head], LAYOUT),
         k=gl.allocate_shared_memory(KIND, [TILE.stages, TILE.keys, SIZES.padded_head], LAYOUT),

@@ -31,7 +31,7 @@ def look_up(tile, table_row, start, end, absent, SIZES: gl.constexpr, TILE: gl.c
     for box in gl.static_range(BOXES):
         first = tile * TILE.keys + box * TILE.box_slots
         wanted = (first < end) & (first + TILE.box_slots > start)
-        blocks += (gl.load(table_row + first // SIZES.block_size, mask=wanted, other=absent),)
+        blocks += (gl.load(table_row + first // SIZES.block_size, mask=wanted, other=absent),)  # type: ignore[assignment]
     return blocks
 
 
