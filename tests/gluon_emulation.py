@@ -1,0 +1,330 @@
+"""Enough of Gluon, on torch tensors and Python threads, to run the prefill for Hopper on a CPU.
+
+`load_kernels` imports a copy of the kernels in which this module stands for Triton and for Gluon; `launch` runs its
+prefill, one program after the other, each partition a thread. Barriers, rings, boxes of a copy and where they land in
+shared memory are kept as on the hardware, layouts of registers are not, and a product is done when it is asked for. So
+what this shows is the kernel's logic: which keys meet which rows, who waits for what, and what is cleared.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+
+from pageproof import optimized
+
+PATIENCE = 20.0  # seconds at a barrier, after which it is a deadlock
+COLUMNS = 64  # of a swizzled row: the columns of a tile lie in blocks of so many, one after the other
+
+float32, int32, int64, float8e4nv = torch.float32, torch.int32, torch.int64, torch.float8_e4m3fn
+static_range = range
+program = threading.local()
+
+
+class Block(torch.Tensor):
+    """A tensor that has Triton's name for what it knows of its layout, which is nothing here."""
+
+    @property
+    def type(self) -> Any:  # type: ignore[override]
+        return SimpleNamespace(layout=None)
+
+
+def block(value: Any) -> Block:
+    return torch.as_tensor(value).as_subclass(Block)
+
+
+class Whole(int):
+    @property
+    def value(self) -> int:
+        return int(self)
+
+
+def constexpr(value: Any) -> Any:
+    return Whole(value) if isinstance(value, int) else value
+
+
+def jit(function: Any = None, **_: Any) -> Any:
+    return function if function is not None else lambda wrapped: wrapped
+
+
+constexpr_function = jit
+
+
+class Pointer:
+    """Into a tensor's memory, counted in elements."""
+
+    def __init__(self, base: torch.Tensor, offset: Any = 0) -> None:
+        self.base, self.offset = base, offset
+
+    @property
+    def dtype(self) -> Any:
+        return SimpleNamespace(element_ty=self.base.dtype)
+
+    def __add__(self, distance: Any) -> Pointer:
+        return Pointer(self.base, self.offset + distance)
+
+    def memory(self) -> torch.Tensor:
+        size = self.base.untyped_storage().nbytes() // self.base.element_size() - self.base.storage_offset()
+        return self.base.as_strided((size,), (1,))
+
+
+def load(pointer: Pointer, mask: Any = True, other: Any = 0) -> Block:
+    places, wanted = torch.broadcast_tensors(torch.as_tensor(pointer.offset), torch.as_tensor(mask))
+    found = pointer.memory()[torch.where(wanted, places, 0).long()]
+    return block(torch.where(wanted, found, torch.as_tensor(other).to(found.dtype)))
+
+
+def store(pointer: Pointer, value: Any, mask: Any = True) -> None:
+    places, wanted, values = torch.broadcast_tensors(torch.as_tensor(pointer.offset), torch.as_tensor(mask), value)
+    # Through bytes of the same size: an index may not set float8.
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[pointer.base.element_size()]
+    pointer.memory().view(bits)[places[wanted].long()] = values[wanted].contiguous().view(bits)
+
+
+def where(condition: Any, left: Any, right: Any) -> Block:
+    return block(torch.where(torch.as_tensor(condition), torch.as_tensor(left), torch.as_tensor(right)))
+
+
+def _of_two(function: Callable[..., Any]) -> Callable[[Any, Any], Block]:
+    return lambda left, right: block(function(torch.as_tensor(left), torch.as_tensor(right)))
+
+
+def _of_one(function: Callable[..., Any]) -> Callable[[Any], Block]:
+    return lambda value: block(function(torch.as_tensor(value)))
+
+
+maximum, minimum, div_rn = map(_of_two, (torch.maximum, torch.minimum, torch.div))
+exp2, log, abs, to_tensor, zeros_like = map(_of_one, (torch.exp2, torch.log, torch.abs, torch.clone, torch.zeros_like))
+
+
+def max(value: Any, axis: int) -> Block:
+    return block(value.amax(axis))
+
+
+def sum(value: Any, axis: int) -> Block:
+    return block(value.sum(axis))
+
+
+def arange(start: int, end: int, layout: Any = None) -> Block:
+    return block(torch.arange(start, end))
+
+
+def full(shape: Any, value: Any, dtype: Any, layout: Any = None) -> Block:
+    return block(torch.full(tuple(shape), value, dtype=dtype))
+
+
+def convert_layout(value: Any, layout: Any) -> Any:
+    return value
+
+
+def cast(value: Any, dtype: Any) -> Any:
+    return value.to(dtype)
+
+
+def program_id(axis: int) -> int:
+    return int(program.index)
+
+
+def num_programs(axis: int) -> int:
+    return int(program.count)
+
+
+def num_warps() -> int:
+    return 4
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Layouts, and waits that order what is in order here."""
+
+
+NVMMASharedLayout = BlockedLayout = SliceLayout = NVMMADistributedLayout = DotOperandLayout = _nothing
+thread_barrier = fence_async_shared = _nothing
+
+
+class Shared:
+    """Shared memory as a tile [.., rows, columns] of it; elements of one swizzled row lie side by side."""
+
+    def __init__(self, memory: torch.Tensor, shape: tuple[int, ...], start: int = 0, transposed: bool = False) -> None:
+        self.memory, self.shape, self.start, self.transposed = memory, shape, start, transposed
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.memory.dtype
+
+    def index(self, place: Any) -> Any:
+        size = self.shape[1:].numel() if isinstance(self.shape, torch.Size) else torch.Size(self.shape[1:]).numel()
+        assert 0 <= int(place) < self.shape[0]
+        return Shared(self.memory, tuple(self.shape[1:]), self.start + int(place) * size)
+
+    def permute(self, order: tuple[int, int]) -> Shared:
+        return Shared(self.memory, self.shape, self.start, transposed=True)
+
+    def _reinterpret(self, dtype: Any, shape: list[int], layout: Any) -> Shared:
+        return Shared(self.memory, tuple(shape), self.start)
+
+    def places(self) -> torch.Tensor:
+        rows, columns = (size for size in self.shape if size > 1)
+        row, column = torch.arange(rows)[:, None], torch.arange(columns)
+        return self.start + (column // COLUMNS * rows + row) * COLUMNS + column % COLUMNS
+
+    def load(self, layout: Any = None) -> Block:
+        found = self.memory[self.places()]
+        return block(found.T if self.transposed else found)
+
+    def store(self, value: torch.Tensor) -> None:
+        self.memory[self.places()] = value.as_subclass(torch.Tensor)
+
+
+class Barrier:
+    """An mbarrier: a phase ends when `count` have arrived and all bytes that were announced have come."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.count = self.missing = self.bytes = self.phase = 0
+
+    def update(self, *, arrivals: int = 0, announced: int = 0, came: int = 0) -> None:
+        with self.changed:
+            self.bytes += announced - came
+            self.missing -= arrivals
+            assert self.missing >= 0
+            assert self.bytes >= 0
+            if self.missing == self.bytes == 0:
+                self.missing = self.count
+                self.phase ^= 1
+                self.changed.notify_all()
+
+    def wait(self, parity: int) -> None:
+        with self.changed:
+            if not self.changed.wait_for(lambda: self.phase != parity, PATIENCE):
+                raise TimeoutError("a barrier that nobody opens")
+
+
+class Barriers(list[Barrier]):
+    def index(self, place: Any) -> Any:  # type: ignore[override]
+        return self[int(place)]
+
+
+def allocate_shared_memory(dtype: Any, shape: Any, layout: Any) -> Any:
+    if dtype is int64:
+        return Barriers(Barrier() for _ in range(shape[0]))
+    # NaN where nothing has been brought: what is used too early, or never came, shows.
+    return Shared(torch.full((torch.Size(shape).numel(),), float("nan"), dtype=dtype), tuple(shape))
+
+
+def _init(barrier: Barrier, count: int) -> None:
+    barrier.count = barrier.missing = int(count)
+
+
+def _wait(barrier: Barrier, phase: Any, pred: Any = True) -> None:
+    if pred:
+        barrier.wait(int(phase))
+
+
+def _copy(descriptor: Any, corner: list[Any], barrier: Barrier, target: Shared) -> None:
+    """A box of a tensor; what lies outside of the tensor comes as zeros."""
+    box = torch.zeros(target.shape, dtype=target.dtype)
+    ranges = zip(corner, box.shape, descriptor.shape, strict=True)
+    inside = [slice(min(int(at), size), min(int(at) + count, size)) for at, count, size in ranges]
+    found = descriptor.tensor[tuple(inside)]
+    box[tuple(slice(0, n) for n in found.shape)] = found
+    target.store(box.reshape(target.shape[1], target.shape[3]))
+    barrier.update(came=box.numel() * box.element_size())
+
+
+mbarrier = SimpleNamespace(
+    MBarrierLayout=_nothing,
+    init=_init,
+    wait=_wait,
+    expect=lambda barrier, count: barrier.update(arrivals=1, announced=count),
+    arrive=lambda barrier, count: barrier.update(arrivals=count),
+)
+tma = SimpleNamespace(async_copy_global_to_shared=_copy)
+
+
+def warpgroup_mma(left: Any, right: Shared, sums: Any, use_acc: bool = True, is_async: bool = False) -> Block:
+    left = left.load() if isinstance(left, Shared) else left
+    product = left.float() @ right.load().float()
+    return block(sums + product if use_acc else product)
+
+
+def warpgroup_mma_wait(pending: int, deps: list[Any]) -> Any:
+    return deps[0] if len(deps) == 1 else tuple(deps)
+
+
+def warp_specialize(partitions: Any, warps: Any, registers: Any) -> None:
+    index, count, failures = program.index, program.count, []
+
+    def run(function: Any, arguments: Any) -> None:
+        program.index, program.count = index, count
+        try:
+            function(*arguments)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=run, args=partition) for partition in partitions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for failure in failures:
+        raise failure
+
+
+REPLACED = (
+    (r"import triton\.experimental\.gluon\.language as (\w+)", r"import gluon_emulation as \1"),
+    (r"from triton\.experimental import gluon", "import gluon_emulation as gluon"),
+    (r"from triton\.experimental\.gluon\.language\.nvidia\.hopper import", "from gluon_emulation import"),
+    (r"import triton\.language as tl", "import gluon_emulation as tl"),
+    (r"import triton\b(?!\.)", "import gluon_emulation as triton"),
+)
+
+
+def load_kernels(folder: Path) -> ModuleType:
+    """A copy of the kernels, below `folder`, that runs on this module; returns its prefill for Hopper."""
+    sys.modules["gluon_emulation"] = sys.modules[__name__]
+    package = f"emulated_kernels_{folder.name}"
+    shutil.copytree(Path(optimized.__file__).parent / "kernels", folder / package)
+    for path in (folder / package).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for pattern, name in REPLACED:
+            text = re.sub(pattern, name, text)
+        path.write_text(text, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(f"{package}.hopper.prefill")
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _pointers(group: Any) -> Any:
+    if isinstance(group, torch.Tensor):
+        return Pointer(group)
+    return type(group)(*map(_pointers, group)) if isinstance(group, tuple) else group
+
+
+def launch(kernels: ModuleType, step: Any, numbers: Any, sizes: Any, tile: Any, programs: int) -> None:
+    """What `launch_hopper_prefill` does, on a CPU."""
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    descriptors = (SimpleNamespace(tensor=pages.base, shape=pages.base.shape) for pages in (step.cache.k, step.cache.v))
+    rules = step.rules._replace(softmax_scale=torch.tensor(step.rules.softmax_scale, dtype=torch.float32))
+    groups = (step.queries, step.requests, rules, step.scales, step.outputs, step.work)
+    k, v = descriptors
+    rules = _pointers(rules)._replace(softmax_scale=rules.softmax_scale)
+    queries, requests, _, scales, outputs, work = map(_pointers, groups)
+    for index in range(programs):
+        program.index, program.count = index, programs
+        kernels.hopper_prefill(
+            *(k, v, queries, requests, rules, scales, outputs, work, *numbers),
+            SIZES=replace(sizes, arithmetic=kinds[sizes.arithmetic.name]),
+            TILE=tile,
+        )
