@@ -1,27 +1,18 @@
-"""Enough of Gluon, on torch tensors and Python threads, to run the prefill for Hopper on a CPU.
+"""Enough of Gluon, on torch tensors and Python threads, to run the prefill for Hopper on a CPU (emulated_hopper.py).
 
-`load_kernels` imports a copy of the kernels in which this module stands for Triton and for Gluon; `launch` runs its
-prefill, one program after the other, each partition a thread. Barriers, rings, boxes of a copy and where they land in
-shared memory are kept as on the hardware, layouts of registers are not, and a product is done when it is asked for. So
-what this shows is the kernel's logic: which keys meet which rows, who waits for what, and what is cleared.
+Barriers, rings, boxes of a copy and where they land in shared memory are kept as on the hardware, layouts of registers
+are not, and a product is done when it is asked for. So what this shows is a kernel's logic: which keys meet which rows,
+who waits for what, and what is cleared.
 """
 
 from __future__ import annotations
 
-import importlib
-import re
-import shutil
-import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-
-from pageproof import optimized
 
 PATIENCE = 20.0  # seconds at a barrier, after which it is a deadlock
 COLUMNS = 64  # of a swizzled row: the columns of a tile lie in blocks of so many, one after the other
@@ -29,6 +20,7 @@ COLUMNS = 64  # of a swizzled row: the columns of a tile lie in blocks of so man
 float32, int32, int64, float8e4nv = torch.float32, torch.int32, torch.int64, torch.float8_e4m3fn
 static_range = range
 program = threading.local()
+stored: list[int] = []  # elements of each store
 
 
 class Block(torch.Tensor):
@@ -88,6 +80,7 @@ def store(pointer: Pointer, value: Any, mask: Any = True) -> None:
     places, wanted, values = torch.broadcast_tensors(torch.as_tensor(pointer.offset), torch.as_tensor(mask), value)
     # Through bytes of the same size: an index may not set float8.
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[pointer.base.element_size()]
+    stored.append(int(wanted.sum()))
     pointer.memory().view(bits)[places[wanted].long()] = values[wanted].contiguous().view(bits)
 
 
@@ -278,53 +271,3 @@ def warp_specialize(partitions: Any, warps: Any, registers: Any) -> None:
         thread.join()
     for failure in failures:
         raise failure
-
-
-REPLACED = (
-    (r"import triton\.experimental\.gluon\.language as (\w+)", r"import gluon_emulation as \1"),
-    (r"from triton\.experimental import gluon", "import gluon_emulation as gluon"),
-    (r"from triton\.experimental\.gluon\.language\.nvidia\.hopper import", "from gluon_emulation import"),
-    (r"import triton\.language as tl", "import gluon_emulation as tl"),
-    (r"import triton\b(?!\.)", "import gluon_emulation as triton"),
-)
-
-
-def load_kernels(folder: Path) -> ModuleType:
-    """A copy of the kernels, below `folder`, that runs on this module; returns its prefill for Hopper."""
-    sys.modules["gluon_emulation"] = sys.modules[__name__]
-    package = f"emulated_kernels_{folder.name}"
-    shutil.copytree(Path(optimized.__file__).parent / "kernels", folder / package)
-    for path in (folder / package).rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        for pattern, name in REPLACED:
-            text = re.sub(pattern, name, text)
-        path.write_text(text, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module(f"{package}.hopper.prefill")
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _pointers(group: Any) -> Any:
-    if isinstance(group, torch.Tensor):
-        return Pointer(group)
-    return type(group)(*map(_pointers, group)) if isinstance(group, tuple) else group
-
-
-def launch(kernels: ModuleType, step: Any, numbers: Any, sizes: Any, tile: Any, programs: int) -> None:
-    """What `launch_hopper_prefill` does, on a CPU."""
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    descriptors = (SimpleNamespace(tensor=pages.base, shape=pages.base.shape) for pages in (step.cache.k, step.cache.v))
-    rules = step.rules._replace(softmax_scale=torch.tensor(step.rules.softmax_scale, dtype=torch.float32))
-    groups = (step.queries, step.requests, rules, step.scales, step.outputs, step.work)
-    k, v = descriptors
-    rules = _pointers(rules)._replace(softmax_scale=rules.softmax_scale)
-    queries, requests, _, scales, outputs, work = map(_pointers, groups)
-    for index in range(programs):
-        program.index, program.count = index, programs
-        kernels.hopper_prefill(
-            *(k, v, queries, requests, rules, scales, outputs, work, *numbers),
-            SIZES=replace(sizes, arithmetic=kinds[sizes.arithmetic.name]),
-            TILE=tile,
-        )
