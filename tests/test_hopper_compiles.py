@@ -25,7 +25,7 @@ def described(options: dict[str, Any], cache: Path) -> dict[str, Any]:
 
 
 EVERYTHING: dict[str, Any] = {
-    **{"dtype": "float16", "head_size": 192, "head_size_v": 256, "block_size": 24, "group": 3},
+    **{"dtype": "float16", "head_size": 192, "head_size_v": 256, "block_size": 48, "group": 3},
     **{"sliding_window": 100, "softcap": 30.0, "alibi": True, "sinks": True, "out_dtype": "float8_e4m3fn"},
 }
 
