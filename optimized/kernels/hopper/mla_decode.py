@@ -1,0 +1,91 @@
+"""Absorbed MLA of requests with few new tokens on Hopper: same work list, partial results and rows as ../decode.py.
+
+A program is four roles: two warpgroups (mla_even.py, mla_odd.py) and a producer warp for each (mla_producer.py). All
+walk the same list; it is one program per multiprocessor, for it takes all of its shared memory.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+
+from ..arguments import Numbers
+from .layouts import BARRIER, CHUNK, HALF, KEYS, PLAIN, ROWS, SWIZZLED, SWIZZLED_BOX, synchronise
+from .mla_even import attend_even
+from .mla_groups import Barriers, Handover, Job, KeyTile, QueryHalves, Shared
+from .mla_odd import attend_odd
+from .mla_producer import produce
+
+CONSUMER_REGISTERS = gl.constexpr(240)
+PRODUCER_REGISTERS = gl.constexpr(24)
+
+
+@gluon.jit
+def new_barrier(COUNT: gl.constexpr):
+    barrier = gl.allocate_shared_memory(gl.int64, [1], BARRIER)
+    mbarrier.init(barrier, count=COUNT)
+    return barrier
+
+
+@gluon.jit
+def new_boxes(KIND: gl.constexpr, BOX: gl.constexpr, COLUMNS: gl.constexpr):
+    """64 rows in boxes of [BOX, 64]: of one column of boxes all rows, then those of the next."""
+    return gl.allocate_shared_memory(KIND, [COLUMNS // CHUNK * (KEYS // BOX), 1, BOX, CHUNK], SWIZZLED_BOX)
+
+
+@gluon.jit
+def new_key_tile(KIND: gl.constexpr, BOX: gl.constexpr):
+    left = new_boxes(KIND, BOX, HALF)
+    right = new_boxes(KIND, BOX, HALF)
+    rope = new_boxes(KIND, BOX, CHUNK)
+    on_left = Barriers(new_barrier(1), new_barrier(1))
+    on_right = Barriers(new_barrier(1), new_barrier(1))
+    return KeyTile(left, right, rope, on_left, on_right)
+
+
+@gluon.jit
+def new_queries(KIND: gl.constexpr):
+    left = new_boxes(KIND, ROWS, HALF)
+    right = new_boxes(KIND, ROWS, HALF)
+    return QueryHalves(left, right, Barriers(new_barrier(1), new_barrier(2)))
+
+
+@gluon.jit
+def new_handover(KIND: gl.constexpr):
+    weights = gl.allocate_shared_memory(KIND, [1, ROWS, KEYS], SWIZZLED)
+    maximum = gl.allocate_shared_memory(gl.float32, [ROWS], PLAIN)
+    total = gl.allocate_shared_memory(gl.float32, [ROWS], PLAIN)
+    return Handover(weights.index(0), maximum, total, new_barrier(1), new_barrier(1), new_barrier(1))
+
+
+@gluon.jit(do_not_specialize=Numbers._fields)
+def decode_mla(
+    queries, cache, step, partials,
+    num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+    SIZES: gl.constexpr, AHEAD: gl.constexpr,
+):  # fmt: skip
+    """All splits. queries, cache: descriptors of q in boxes [1, 64, 64] and of the latent rows in [1, BOX, 64].
+
+    AHEAD: how many steps of two tiles of keys are asked of the L2 cache before they are copied; 0 for none.
+    """
+    KIND: gl.constexpr = cache.dtype
+    BOX: gl.constexpr = cache.block_shape[1]
+    numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
+    job = Job(step, partials, numbers)
+    q = new_queries(KIND)
+    even = new_key_tile(KIND, BOX)
+    odd = new_key_tile(KIND, BOX)
+    shared = Shared(q, even, odd, new_handover(KIND), new_handover(KIND))
+    fence_async_shared()
+    synchronise()
+    gl.warp_specialize(
+        [
+            (attend_even, (shared, job, BOX, SIZES)),
+            (attend_odd, (shared, job, BOX, SIZES)),
+            (produce, (queries, cache, shared, even, job, SIZES, AHEAD, True)),
+            (produce, (queries, cache, shared, odd, job, SIZES, AHEAD, False)),
+        ],
+        [4, 1, 1],
+        [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
+    )

@@ -1,0 +1,111 @@
+"""The warpgroup of the odd tiles of keys: it sums columns 256..511 of the output; see mla_even.py."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from ..tiles import finite_maximum
+from .layouts import HALF, KEYS, OUTPUT, ROWS, SCORES
+from .mla_groups import Running
+from .mla_products import (
+    as_operand,
+    begin_scores,
+    end_scores,
+    finished_state,
+    join_totals,
+    load_rope,
+    release,
+    shaped,
+    spread,
+    store_half,
+    whole,
+)
+from .mla_work import find_work, has_rows, num_works
+
+
+@gluon.jit
+def begin_odd(q_rope, shared, key, phase, work, zero):
+    mbarrier.wait(shared.odd.on_right.full, phase)
+    return begin_scores(shared.q.right, q_rope, shared.odd.right, shared.odd.rope, key, work, zero)
+
+
+@gluon.jit
+def odd_step(running, i, phase, q_rope, shared, work, job, LAST: gl.constexpr, SIZES: gl.constexpr):
+    """Step `i` of the work, and the first products of the next."""
+    even, odd, mine, other = shared.even, shared.odd, shared.from_odd, shared.from_even
+    zero = phase & (job.numbers.num_requests >> 31)
+    key = work.first_key + i * (2 * KEYS) + KEYS
+    mbarrier.wait(odd.on_left.full, phase)
+    scores = end_scores(running.scores, shared.q.left, odd.left, key, work, zero)
+    scores = shaped(scores, key, work, job, SIZES)
+    mbarrier.wait(other.maximum_ready, phase)
+    mid = other.maximum.load(gl.SliceLayout(1, SCORES))
+    maximum = gl.maximum(mid, gl.max(scores, 1))
+    stand_in = finite_maximum(maximum)
+    weights = gl.exp2(scores - stand_in[:, None])
+    mine.maximum.store(maximum)
+    mine.weights.store(weights.to(mine.weights.dtype))
+    fence_async_shared()
+    release(mine.weights_ready)
+    if LAST:
+        mbarrier.arrive(shared.q.barriers.empty, count=1)
+    rescale = gl.exp2(running.maximum - stand_in)
+    total = running.total * rescale + gl.sum(weights, 1)
+    operand = as_operand(weights, mine.weights)
+    weighted = running.weighted * spread(rescale)
+    weighted = warpgroup_mma(operand, whole(odd.right, HALF, zero), weighted, is_async=True)
+    # The even tile's weights.
+    mbarrier.wait(other.weights_ready, phase)
+    mbarrier.wait(even.on_right.full, phase)
+    weighted = warpgroup_mma(whole(other.weights, KEYS, zero), whole(even.right, HALF, zero), weighted, is_async=True)
+    weighted, operand = warpgroup_mma_wait(1, [weighted, operand])
+    release(odd.on_right.empty)
+    if LAST:
+        weighted = warpgroup_mma_wait(0, [weighted])
+    else:
+        scores = begin_odd(q_rope, shared, key + 2 * KEYS, phase ^ 1, work, zero)
+        weighted = warpgroup_mma_wait(2, [weighted])
+    release(even.on_right.empty)
+    return Running(scores, weighted, maximum, total)
+
+
+@gluon.jit
+def odd_work(steps, works, shared, work, job, SIZES: gl.constexpr):
+    """(values [64, 256], maximum, total) of a work's rows over its keys."""
+    weighted = gl.zeros([ROWS, HALF], gl.float32, OUTPUT)
+    maximum = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))
+    total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
+    if work.num_steps > 0:
+        zero = job.numbers.num_requests >> 31
+        q_rope = load_rope(work, job.step.queries, SIZES)
+        mbarrier.wait(shared.q.barriers.full, works & 1)
+        scores = begin_odd(q_rope, shared, work.first_key + KEYS, steps & 1, work, zero)
+        running = Running(scores, weighted, maximum, total)
+        last = work.num_steps - 1
+        for i in range(last):
+            running = odd_step(running, i, (steps + i) & 1, q_rope, shared, work, job, False, SIZES)
+        running = odd_step(running, last, (steps + last) & 1, q_rope, shared, work, job, True, SIZES)
+        weighted = running.weighted
+        maximum = running.maximum
+        total = join_totals(running, shared.from_odd, shared.from_even, works)
+    return weighted, maximum, total
+
+
+@gluon.jit
+def attend_odd(shared, job, BOX: gl.constexpr, SIZES: gl.constexpr):
+    steps = 0
+    works = 0
+    for index in range(gl.program_id(0), num_works(job, SIZES), gl.num_programs(0)):
+        work = find_work(job, index, BOX, SIZES)
+        if has_rows(work, SIZES):
+            weighted, maximum, total = odd_work(steps, works, shared, work, job, SIZES)
+            store_half(finished_state(weighted, maximum, total), work, job, HALF, SIZES)
+            steps += work.num_steps
+            works += (work.num_steps > 0).to(gl.int32)
