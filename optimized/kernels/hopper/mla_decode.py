@@ -53,10 +53,10 @@ def new_queries(KIND: gl.constexpr):
 
 @gluon.jit
 def new_handover(KIND: gl.constexpr):
-    weights = gl.allocate_shared_memory(KIND, [1, ROWS, KEYS], SWIZZLED)
+    weights = gl.allocate_shared_memory(KIND, [ROWS, KEYS], SWIZZLED)
     maximum = gl.allocate_shared_memory(gl.float32, [ROWS], PLAIN)
     total = gl.allocate_shared_memory(gl.float32, [ROWS], PLAIN)
-    return Handover(weights.index(0), maximum, total, new_barrier(1), new_barrier(1), new_barrier(1))
+    return Handover(weights, maximum, total, new_barrier(1), new_barrier(1), new_barrier(1))
 
 
 @gluon.jit(do_not_specialize=Numbers._fields)
