@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.errors import bad_value
-from . import hopper_mla
-from .hopper import hopper_caches, launch_hopper_prefill
+from . import hopper_mla, hopper_prefill
 from .interpreter import INTERPRETED
 from .kernels.arguments import (
     DeviceScales,
@@ -32,7 +31,7 @@ from .kernels.prefill import prefill
 from .kernels.sizes import Tile
 from .shapes import Shape, attention_sizes, row_sizes, tiles
 from .tile_table import Tiles
-from .tuning import hopper_programs, num_programs, plan_limits
+from .tuning import num_programs, plan_limits
 
 # Beyond every length; window arithmetic with it stays inside int32.
 LARGEST_WINDOW = 2**30
@@ -131,19 +130,16 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
 
 
 def _launch_prefill(step: Step, shape: Shape, arguments: StepArguments) -> None:
-    device = step.outputs.out.device
-    caches = hopper_caches(step.cache, shape, has_query_bias=step.rules.query_bias is not None)
-    if caches is not None:
-        launch_hopper_prefill(step, arguments.numbers, caches, shape, arguments.causal, hopper_programs(device))
-        return
-    chosen = tiles(shape, prefill=True)
-    prefill[(num_programs(device),)](
-        step, *arguments.numbers, SIZES=attention_sizes(shape, arguments.causal), **tile_options(chosen)
-    )
+    if hopper_prefill.why_portable(shape, step) is None:
+        hopper_prefill.launch(step, shape, arguments.causal, arguments.numbers)
+    else:
+        chosen = tiles(shape, prefill=True)
+        prefill[(num_programs(step.outputs.out.device),)](
+            step, *arguments.numbers, SIZES=attention_sizes(shape, arguments.causal), **tile_options(chosen)
+        )
 
 
 def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments) -> None:
-    chosen = tiles(shape, prefill=False)
     out = step.outputs.out
     num_query_heads = shape.num_kv_heads * shape.group
     partials = allocate_partials(plan_limits().partial_rows, num_query_heads, shape.head_size_v, out.device)
@@ -151,6 +147,7 @@ def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments)
     if hopper_mla.why_portable(shape, step) is None:
         hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers)
     else:
+        chosen = tiles(shape, prefill=False)
         decode[(programs,)](
             step,
             partials,

@@ -1,21 +1,37 @@
-"""The prefill for Hopper on a CPU: a copy of the kernels in which gluon_emulation.py stands for Triton and Gluon."""
+"""The kernels for Hopper on a CPU: a copy of them in which gluon_emulation.py stands for Triton and Gluon.
+
+`pageproof.optimized` chooses and launches as it does on sm_90. Everything but these kernels (plan, merge, the portable
+ones) runs in Triton's interpreter.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import re
 import shutil
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from pageproof import optimized
+from pageproof.optimized import hopper
+from pageproof.optimized.hopper import Form
+from pageproof.optimized.kernels.hopper.sizes import CHUNK
 
 from . import gluon_emulation
+
+PROGRAMS = 3
+PACKAGE = "emulated_kernels"
+KERNELS = {"prefill": "hopper_prefill", "mla_decode": "hopper_mla_decode"}  # module -> what is launched
+KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 REPLACED = (
     (r"import triton\.experimental\.gluon\.language as (\w+)", r"import gluon_emulation as \1"),
@@ -26,40 +42,71 @@ REPLACED = (
 )
 
 
-def load_kernels(folder: Path) -> ModuleType:
-    """Import a copy of the kernels, made below `folder`: its module of the prefill for Hopper."""
-    sys.modules["gluon_emulation"] = gluon_emulation
-    package = f"emulated_kernels_{folder.name}"
-    shutil.copytree(Path(optimized.__file__).parent / "kernels", folder / package)
-    for path in (folder / package).rglob("*.py"):
+def emulated(module: str) -> ModuleType:
+    """A module of the copied kernels for Hopper, such as "prefill"; the copy is made once in a process."""
+    if PACKAGE not in sys.modules:
+        sys.modules["gluon_emulation"] = gluon_emulation
+        with tempfile.TemporaryDirectory() as folder:
+            _copy_kernels(Path(folder) / PACKAGE)
+            sys.path.insert(0, folder)
+            try:
+                for name in KERNELS:
+                    importlib.import_module(f"{PACKAGE}.hopper.{name}")
+            finally:
+                sys.path.remove(folder)
+    return sys.modules[f"{PACKAGE}.hopper.{module}"]
+
+
+def _copy_kernels(folder: Path) -> None:
+    shutil.copytree(Path(optimized.__file__).parent / "kernels", folder)
+    for path in folder.rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         for pattern, name in REPLACED:
             text = re.sub(pattern, name, text)
         path.write_text(text, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    try:
-        return importlib.import_module(f"{package}.hopper.prefill")
-    finally:
-        sys.path.remove(str(folder))
 
 
-def _pointers(group: Any) -> Any:
-    if isinstance(group, torch.Tensor):
-        return gluon_emulation.Pointer(group)
-    return type(group)(*map(_pointers, group)) if isinstance(group, tuple) else group
+def descriptor(form: Form, *box: int) -> SimpleNamespace:
+    """What copies go by: as on a GPU an address, sizes and strides."""
+    last = sum((size - 1) * stride for size, stride in zip(form.sizes, form.strides, strict=True))
+    memory = (ctypes.c_char * ((last + 1) * form.dtype.itemsize)).from_address(form.address)
+    tensor = torch.frombuffer(memory, dtype=form.dtype).as_strided(form.sizes, form.strides)
+    return SimpleNamespace(tensor=tensor, shape=form.sizes, block_shape=(*box, CHUNK), dtype=form.dtype)
 
 
-def launch(kernels: ModuleType, step: Any, numbers: Any, sizes: Any, tile: Any, programs: int) -> int:
-    """What `launch_hopper_prefill` does, one program after the other; returns how many elements were stored."""
-    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    caches = (SimpleNamespace(tensor=pages.base, shape=pages.base.shape) for pages in (step.cache.k, step.cache.v))
-    groups = (step.queries, step.requests, step.rules, step.scales, step.outputs, step.work)
-    queries, requests, rules, scales, outputs, work = map(_pointers, groups)
-    # As a kernel takes a number: in float32.
-    rules = rules._replace(softmax_scale=torch.tensor(rules.softmax_scale, dtype=torch.float32))
-    arguments = (*caches, queries, requests, rules, scales, outputs, work, *numbers)
-    gluon_emulation.stored.clear()
-    for index in range(programs):
-        gluon_emulation.program.index, gluon_emulation.program.count = index, programs
-        kernels.hopper_prefill(*arguments, SIZES=replace(sizes, arithmetic=kinds[sizes.arithmetic.name]), TILE=tile)
-    return sum(gluon_emulation.stored)
+def _as_in_a_kernel(value: Any) -> Any:
+    """Pointers for tensors, and numbers in float32."""
+    if isinstance(value, torch.Tensor):
+        return gluon_emulation.Pointer(value)
+    if isinstance(value, float):
+        return torch.tensor(value, dtype=torch.float32)
+    return type(value)(*map(_as_in_a_kernel, value)) if isinstance(value, tuple) else value
+
+
+class Launched:
+    """Stands for a kernel where it is launched; counts what each launch stored."""
+
+    def __init__(self, kernel: Callable[..., None]) -> None:
+        self.kernel = kernel
+        self.stored: list[int] = []  # elements
+
+    def __getitem__(self, _grid: tuple[int]) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *arguments: Any, SIZES: Any, num_warps: int, **constants: Any) -> None:
+        sizes = replace(SIZES, arithmetic=KINDS[SIZES.arithmetic.name])
+        gluon_emulation.stored.clear()
+        for index in range(PROGRAMS):
+            gluon_emulation.program.index, gluon_emulation.program.count = index, PROGRAMS
+            self.kernel(*map(_as_in_a_kernel, arguments), SIZES=sizes, **constants)
+        self.stored.append(sum(gluon_emulation.stored))
+
+
+def emulate(module: str, monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """Let steps that take the kernels for Hopper on sm_90 take them here; the launches of this module's kernel."""
+    kernels = {name: Launched(getattr(emulated(name), kernel)) for name, kernel in KERNELS.items()}
+    for name, kernel in kernels.items():
+        monkeypatch.setattr(f"pageproof.optimized.kernels.hopper.{name}.{KERNELS[name]}", kernel)
+    monkeypatch.setattr(hopper, "why_not_compiled", lambda _architecture: None)
+    monkeypatch.setattr(hopper, "descriptor", descriptor)
+    return kernels[module]

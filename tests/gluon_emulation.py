@@ -1,4 +1,4 @@
-"""Enough of Gluon, on torch tensors and Python threads, to run the prefill for Hopper on a CPU (emulated_hopper.py).
+"""Enough of Gluon, on torch tensors and Python threads, to run the kernels for Hopper on a CPU (emulated_hopper.py).
 
 Barriers, rings, boxes of a copy and where they land in shared memory are kept as on the hardware, layouts of registers
 are not, and a product is done when it is asked for. So what this shows is a kernel's logic: which keys meet which rows,
@@ -14,25 +14,12 @@ from typing import Any
 
 import torch
 
-PATIENCE = 20.0  # seconds at a barrier, after which it is a deadlock
-COLUMNS = 64  # of a swizzled row: the columns of a tile lie in blocks of so many, one after the other
+from .gluon_memory import Barrier, Barriers, Block, Pointer, Shared, block
 
 float32, int32, int64, float8e4nv = torch.float32, torch.int32, torch.int64, torch.float8_e4m3fn
 static_range = range
 program = threading.local()
 stored: list[int] = []  # elements of each store
-
-
-class Block(torch.Tensor):
-    """A tensor that has Triton's name for what it knows of its layout, which is nothing here."""
-
-    @property
-    def type(self) -> Any:  # type: ignore[override]
-        return SimpleNamespace(layout=None)
-
-
-def block(value: Any) -> Block:
-    return torch.as_tensor(value).as_subclass(Block)
 
 
 class Whole(int):
@@ -52,24 +39,6 @@ def jit(function: Any = None, **_: Any) -> Any:
 constexpr_function = jit
 
 
-class Pointer:
-    """Into a tensor's memory, counted in elements."""
-
-    def __init__(self, base: torch.Tensor, offset: Any = 0) -> None:
-        self.base, self.offset = base, offset
-
-    @property
-    def dtype(self) -> Any:
-        return SimpleNamespace(element_ty=self.base.dtype)
-
-    def __add__(self, distance: Any) -> Pointer:
-        return Pointer(self.base, self.offset + distance)
-
-    def memory(self) -> torch.Tensor:
-        size = self.base.untyped_storage().nbytes() // self.base.element_size() - self.base.storage_offset()
-        return self.base.as_strided((size,), (1,))
-
-
 def load(pointer: Pointer, mask: Any = True, other: Any = 0) -> Block:
     places, wanted = torch.broadcast_tensors(torch.as_tensor(pointer.offset), torch.as_tensor(mask))
     found = pointer.memory()[torch.where(wanted, places, 0).long()]
@@ -82,6 +51,12 @@ def store(pointer: Pointer, value: Any, mask: Any = True) -> None:
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[pointer.base.element_size()]
     stored.append(int(wanted.sum()))
     pointer.memory().view(bits)[places[wanted].long()] = values[wanted].contiguous().view(bits)
+
+
+def inline_asm_elementwise(_text: str, _constraints: str, places: list[Any], **_: Any) -> None:
+    """A prefetch, the only use there is: what it asks for has to exist."""
+    for pointer in places:
+        load(pointer)
 
 
 def where(condition: Any, left: Any, right: Any) -> Block:
@@ -100,6 +75,10 @@ maximum, minimum, div_rn = map(_of_two, (torch.maximum, torch.minimum, torch.div
 exp2, log, abs, to_tensor, zeros_like = map(_of_one, (torch.exp2, torch.log, torch.abs, torch.clone, torch.zeros_like))
 
 
+def cdiv(left: Any, right: Any) -> Any:
+    return -(-left // right)
+
+
 def max(value: Any, axis: int) -> Block:
     return block(value.amax(axis))
 
@@ -114,6 +93,10 @@ def arange(start: int, end: int, layout: Any = None) -> Block:
 
 def full(shape: Any, value: Any, dtype: Any, layout: Any = None) -> Block:
     return block(torch.full(tuple(shape), value, dtype=dtype))
+
+
+def zeros(shape: Any, dtype: Any, layout: Any = None) -> Block:
+    return full(shape, 0, dtype)
 
 
 def convert_layout(value: Any, layout: Any) -> Any:
@@ -140,76 +123,13 @@ def _nothing(*_: Any, **__: Any) -> None:
     """Layouts, and waits that order what is in order here."""
 
 
-NVMMASharedLayout = BlockedLayout = SliceLayout = NVMMADistributedLayout = DotOperandLayout = _nothing
-thread_barrier = fence_async_shared = _nothing
-
-
-class Shared:
-    """Shared memory as a tile [.., rows, columns] of it; elements of one swizzled row lie side by side."""
-
-    def __init__(self, memory: torch.Tensor, shape: tuple[int, ...], start: int = 0, transposed: bool = False) -> None:
-        self.memory, self.shape, self.start, self.transposed = memory, shape, start, transposed
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.memory.dtype
-
-    def index(self, place: Any) -> Any:
-        size = self.shape[1:].numel() if isinstance(self.shape, torch.Size) else torch.Size(self.shape[1:]).numel()
-        assert 0 <= int(place) < self.shape[0]
-        return Shared(self.memory, tuple(self.shape[1:]), self.start + int(place) * size)
-
-    def permute(self, order: tuple[int, int]) -> Shared:
-        return Shared(self.memory, self.shape, self.start, transposed=True)
-
-    def _reinterpret(self, dtype: Any, shape: list[int], layout: Any) -> Shared:
-        return Shared(self.memory, tuple(shape), self.start)
-
-    def places(self) -> torch.Tensor:
-        rows, columns = (size for size in self.shape if size > 1)
-        row, column = torch.arange(rows)[:, None], torch.arange(columns)
-        return self.start + (column // COLUMNS * rows + row) * COLUMNS + column % COLUMNS
-
-    def load(self, layout: Any = None) -> Block:
-        found = self.memory[self.places()]
-        return block(found.T if self.transposed else found)
-
-    def store(self, value: torch.Tensor) -> None:
-        self.memory[self.places()] = value.as_subclass(torch.Tensor)
-
-
-class Barrier:
-    """An mbarrier: a phase ends when `count` have arrived and all bytes that were announced have come."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.count = self.missing = self.bytes = self.phase = 0
-
-    def update(self, *, arrivals: int = 0, announced: int = 0, came: int = 0) -> None:
-        with self.changed:
-            self.bytes += announced - came
-            self.missing -= arrivals
-            assert self.missing >= 0
-            assert self.bytes >= 0
-            if self.missing == self.bytes == 0:
-                self.missing = self.count
-                self.phase ^= 1
-                self.changed.notify_all()
-
-    def wait(self, parity: int) -> None:
-        with self.changed:
-            if not self.changed.wait_for(lambda: self.phase != parity, PATIENCE):
-                raise TimeoutError("a barrier that nobody opens")
-
-
-class Barriers(list[Barrier]):
-    def index(self, place: Any) -> Any:  # type: ignore[override]
-        return self[int(place)]
+NVMMASharedLayout = SwizzledSharedLayout = BlockedLayout = SliceLayout = NVMMADistributedLayout = _nothing
+DotOperandLayout = barrier = fence_async_shared = _nothing
 
 
 def allocate_shared_memory(dtype: Any, shape: Any, layout: Any) -> Any:
     if dtype is int64:
-        return Barriers(Barrier() for _ in range(shape[0]))
+        return Barrier() if len(shape) == 1 else Barriers(Barrier() for _ in range(shape[0]))
     # NaN where nothing has been brought: what is used too early, or never came, shows.
     return Shared(torch.full((torch.Size(shape).numel(),), float("nan"), dtype=dtype), tuple(shape))
 
@@ -225,12 +145,13 @@ def _wait(barrier: Barrier, phase: Any, pred: Any = True) -> None:
 
 def _copy(descriptor: Any, corner: list[Any], barrier: Barrier, target: Shared) -> None:
     """A box of a tensor; what lies outside of the tensor comes as zeros."""
-    box = torch.zeros(target.shape, dtype=target.dtype)
+    assert tuple(descriptor.block_shape) == tuple(target.shape)
+    box = torch.zeros(descriptor.block_shape, dtype=target.dtype)
     ranges = zip(corner, box.shape, descriptor.shape, strict=True)
     inside = [slice(min(int(at), size), min(int(at) + count, size)) for at, count, size in ranges]
     found = descriptor.tensor[tuple(inside)]
     box[tuple(slice(0, n) for n in found.shape)] = found
-    target.store(box.reshape(target.shape[1], target.shape[3]))
+    target.store(box.reshape(-1, box.shape[-1]))
     barrier.update(came=box.numel() * box.element_size())
 
 
@@ -245,7 +166,9 @@ tma = SimpleNamespace(async_copy_global_to_shared=_copy)
 
 
 def warpgroup_mma(left: Any, right: Shared, sums: Any, use_acc: bool = True, is_async: bool = False) -> Block:
+    assert is_async
     left = left.load() if isinstance(left, Shared) else left
+    assert left.dtype == right.dtype
     product = left.float() @ right.load().float()
     return block(sums + product if use_acc else product)
 
@@ -261,7 +184,7 @@ def warp_specialize(partitions: Any, warps: Any, registers: Any) -> None:
         program.index, program.count = index, count
         try:
             function(*arguments)
-        except BaseException as failure:
+        except BaseException as failure:  # raised again by the thread that waits
             failures.append(failure)
 
     threads = [threading.Thread(target=run, args=partition) for partition in partitions]
@@ -269,5 +192,5 @@ def warp_specialize(partitions: Any, warps: Any, registers: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    for failure in failures:
-        raise failure
+    if failures:
+        raise failures[0]

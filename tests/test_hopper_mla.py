@@ -5,7 +5,7 @@ Every case says that the Hopper kernel took it: a step that goes to the portable
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,7 @@ def _needs_hopper() -> None:
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The query heads of each launch of the Hopper kernel."""
     heads: list[int] = []
     launch: Callable[..., None] = hopper_mla.launch
@@ -57,7 +57,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         launch(step, *rest)
 
     monkeypatch.setattr(hopper_mla, "launch", counted)
-    yield heads
+    return heads
 
 
 def judge_taken(case: Case, taken: list[int]) -> None:
@@ -128,7 +128,7 @@ def test_modes(mode: str, rules: dict[str, Any], taken: list[int]) -> None:
 
 @pytest.mark.parametrize("requests", [150, 300])
 def test_programs_with_several_works(requests: int, taken: list[int]) -> None:
-    """More works than multiprocessors, of different lengths, some without a key: the buffers go from one to the next."""
+    """More works than multiprocessors, some without a key: buffers and barriers go from one to the next."""
     generator = torch.Generator().manual_seed(requests)
     lengths = torch.randint(0, 700, (requests,), generator=generator)
     batch = BatchShape(query_lens=(1,) * requests, seq_lens=tuple(lengths.tolist()))

@@ -58,7 +58,7 @@ class Ours:
             operands=_operands(case),
             rope_size=spec.rope_head_size,
         )
-        # That of the prefill for Hopper has as many keys as those of decode, or more.
+        # Those of the kernels for Hopper have as many keys as those of decode, or more.
         tiles = [shapes.tiles(shape, prefill=prefill) for prefill in (True, False)]
         # A float32 product is a chain of fused multiply-adds; the tensor cores' sums truncate.
         u_sum = 2.0**-24 if arithmetic == "float32" else 2.0**-23

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from triton.experimental.gluon import language as gl
+import triton.experimental.gluon.language as gl
+from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-# 64 rows (token, head) and 64 keys: the smallest tile that a warpgroup multiplies, and a tile of 576 columns is 72 KiB.
-ROWS = gl.constexpr(64)
-KEYS = gl.constexpr(64)
-RANK = gl.constexpr(512)  # columns of a latent row that are key and value
-HALF = gl.constexpr(256)  # those of them that one warpgroup sums
-ROPE = gl.constexpr(64)
-CHUNK = gl.constexpr(64)  # columns of one box: 128 bytes, the widest swizzle
-CHUNK_BYTES = gl.constexpr(64 * 64 * 2)  # of a tile's 64 keys
+from . import sizes
 
-SWIZZLED = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2))
-SWIZZLED_BOX = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=3))
-PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+CHUNK = gl.constexpr(sizes.CHUNK)
+SWIZZLE_ROWS = gl.constexpr(sizes.SWIZZLE_ROWS)
 BARRIER = gl.constexpr(mbarrier.MBarrierLayout())
 
-# One warpgroup's accumulators: scores [64, 64], half of the output [64, 256].
-SCORES = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 64, 16]))
-OUTPUT = gl.constexpr(gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, 256, 16]))
-COPIED = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
-LANES = gl.constexpr(gl.BlockedLayout([1], [32], [1], [0]))  # of the producer's only warp
-
 synchronise = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # the threads of one role
+
+
+@gluon.constexpr_function
+def swizzled(rank):
+    """Of tiles, and of boxes with more dimensions, in shared memory."""
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
+
+
+@gluon.constexpr_function
+def product_layout(columns):
+    """Of one warp group's rows x `columns` as the tensor cores give them."""
+    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 16])
+
+
+@gluon.constexpr_function
+def weights_layout(columns):
+    """Of weights as the left operand of a product with so many columns."""
+    return gl.DotOperandLayout(0, product_layout(columns), 2)

@@ -1,19 +1,20 @@
 """Absorbed MLA of requests with few new tokens on Hopper: same work list, partial results and rows as ../decode.py.
 
-A program is four roles: two warpgroups (mla_even.py, mla_odd.py) and a producer warp for each (mla_producer.py). All
+A program is four roles: two warp groups (mla_even.py, mla_odd.py) and a producer warp for each (mla_producer.py). All
 walk the same list; it is one program per multiprocessor, for it takes all of its shared memory.
 """
 
 from __future__ import annotations
 
+import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from ..arguments import Numbers
-from .layouts import BARRIER, CHUNK, HALF, KEYS, PLAIN, ROWS, SWIZZLED, SWIZZLED_BOX, synchronise
+from .layouts import BARRIER, CHUNK, synchronise
 from .mla_even import attend_even
 from .mla_groups import Barriers, Handover, Job, KeyTile, QueryHalves, Shared
+from .mla_layouts import HALF, KEYS, PLAIN, ROWS, SWIZZLED, SWIZZLED_BOX
 from .mla_odd import attend_odd
 from .mla_producer import produce
 
@@ -60,7 +61,7 @@ def new_handover(KIND: gl.constexpr):
 
 
 @gluon.jit(do_not_specialize=Numbers._fields)
-def decode_mla(
+def hopper_mla_decode(
     queries, cache, step, partials,
     num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: gl.constexpr, AHEAD: gl.constexpr,

@@ -1,14 +1,14 @@
-"""The warpgroup of the even tiles of keys: it sums columns 0..255 of the output, over the tiles of both.
+"""The warp group of the even tiles of keys: it sums columns 0..255 of the output, over the tiles of both.
 
-A step is two tiles of keys. Each warpgroup scores its own tile; the running maximum goes from the even one to the odd
+A step is two tiles of keys. Each warp group scores its own tile; the running maximum goes from the even one to the odd
 one and back, and each gives its weights to the other, which multiplies its half of the columns with them. While one
 is busy with its softmax, the products of the other fill the tensor cores.
 """
 
 from __future__ import annotations
 
+import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -17,8 +17,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..tiles import finite_maximum
-from .layouts import HALF, KEYS, OUTPUT, ROWS, SCORES
 from .mla_groups import Running
+from .mla_layouts import HALF, KEYS, OUTPUT, ROWS, SCORES
 from .mla_products import (
     as_operand,
     begin_scores,
@@ -116,4 +116,4 @@ def attend_even(shared, job, BOX: gl.constexpr, SIZES: gl.constexpr):
             weighted, maximum, total = even_work(steps, works, shared, work, job, SIZES)
             store_half(finished_state(weighted, maximum, total), work, job, 0, SIZES)
             steps += work.num_steps
-            works += (work.num_steps > 0).to(gl.int32)
+            works += gl.minimum(work.num_steps, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import triton.experimental.gluon.language as gl
 import triton.language as tl
-from triton.experimental.gluon import language as gl
 
 from ..arguments import Numbers, Partials, Step
 from ..groups import Span
@@ -23,13 +23,13 @@ class KeyTile(NamedTuple):
 
     left: gl.shared_memory_descriptor
     right: gl.shared_memory_descriptor
-    rope: gl.shared_memory_descriptor  # comes and goes with the half that the tile's own warpgroup sums
+    rope: gl.shared_memory_descriptor  # comes and goes with the half that the tile's own warp group sums
     on_left: Barriers
     on_right: Barriers
 
 
 class QueryHalves(NamedTuple):
-    """64 rows of q in shared memory, without the rotary part; emptied once by each warpgroup."""
+    """64 rows of q in shared memory, without the rotary part; emptied once by each warp group."""
 
     left: gl.shared_memory_descriptor
     right: gl.shared_memory_descriptor
@@ -37,7 +37,7 @@ class QueryHalves(NamedTuple):
 
 
 class Handover(NamedTuple):
-    """What one warpgroup leaves for the other: of each tile its weights and the running maximum, at last its sum."""
+    """What one warp group leaves for the other: of each tile its weights and the running maximum, at last its sum."""
 
     weights: gl.shared_memory_descriptor
     maximum: gl.shared_memory_descriptor
@@ -89,7 +89,7 @@ class Work(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A warpgroup's registers between two steps."""
+    """A warp group's registers between two steps."""
 
     scores: tl.tensor  # of the step to come; its products may still be under way
     weighted: tl.tensor  # [64, 256]

@@ -1,9 +1,9 @@
-"""The warpgroup of the odd tiles of keys: it sums columns 256..511 of the output; see mla_even.py."""
+"""The warp group of the odd tiles of keys: it sums columns 256..511 of the output; see mla_even.py."""
 
 from __future__ import annotations
 
+import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -12,8 +12,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..tiles import finite_maximum
-from .layouts import HALF, KEYS, OUTPUT, ROWS, SCORES
 from .mla_groups import Running
+from .mla_layouts import HALF, KEYS, OUTPUT, ROWS, SCORES
 from .mla_products import (
     as_operand,
     begin_scores,
@@ -108,4 +108,4 @@ def attend_odd(shared, job, BOX: gl.constexpr, SIZES: gl.constexpr):
             weighted, maximum, total = odd_work(steps, works, shared, work, job, SIZES)
             store_half(finished_state(weighted, maximum, total), work, job, HALF, SIZES)
             steps += work.num_steps
-            works += (work.num_steps > 0).to(gl.int32)
+            works += gl.minimum(work.num_steps, 1)

@@ -6,11 +6,12 @@ this one are multiplied. Two of them, because a tile of small pages is some doze
 
 from __future__ import annotations
 
+import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
-from .layouts import CHUNK, CHUNK_BYTES, HALF, KEYS, LANES, RANK, ROPE, ROWS
+from .layouts import CHUNK
+from .mla_layouts import CHUNK_BYTES, HALF, KEYS, LANES, RANK, ROPE, ROWS
 from .mla_work import find_work, has_rows, num_works
 
 # A row of 1152 bytes, cache line by cache line. The instruction for a whole row is issued lane by lane.
@@ -100,7 +101,7 @@ def prefetch_tile(job, work, first_key, SIZES: gl.constexpr):
 
 @gluon.jit
 def fill_tile(cache, tile, boxes, phase, EVEN: gl.constexpr):
-    """Each tile in the order in which the warpgroups empty and need its halves."""
+    """Each tile in the order in which the warp groups empty and need its halves."""
     if EVEN:
         fill_left(cache, tile, boxes, phase, True)
         fill_right(cache, tile, boxes, phase, False)

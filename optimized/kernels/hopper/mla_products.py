@@ -1,9 +1,9 @@
-"""What both warpgroups do alike: the products with q, the softmax of one tile, and the finished rows."""
+"""What both warp groups do alike: the products with q, the softmax of one tile, and the finished rows."""
 
 from __future__ import annotations
 
+import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
@@ -14,7 +14,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..groups import State
 from ..plan import SPLIT_KEYS, first_partial_row, num_splits
 from ..tiles import LOG2_E, finish, shape_scores, store_lse, visible_keys
-from .layouts import CHUNK, COPIED, HALF, KEYS, OUTPUT, RANK, ROPE, ROWS, SCORES, SWIZZLED, synchronise
+from .layouts import CHUNK, synchronise
+from .mla_layouts import COPIED, HALF, KEYS, OUTPUT, RANK, ROPE, ROWS, SCORES, SWIZZLED
 from .mla_work import query_rows
 
 
@@ -59,7 +60,7 @@ def load_rope(work, queries, SIZES: gl.constexpr):
 
 @gluon.jit
 def begin_scores(q_half, q_rope, half, rope, first_key, work, zero):
-    """Start the products with the half that the warpgroup sums itself, and with the rotary part."""
+    """Start the products with the half that the warp group sums itself, and with the rotary part."""
     if reaches_out(first_key, work):
         clear_rows(whole(half, HALF, zero), first_key, work, HALF)
         clear_rows(whole(rope, ROPE, zero), first_key, work, ROPE)
@@ -110,14 +111,14 @@ def spread(rows):
 
 @gluon.jit
 def release(barrier):
-    """Say, once all threads of the warpgroup have read it, that a buffer is empty."""
+    """Say, once all threads of the warp group have read it, that a buffer is empty."""
     synchronise()
     mbarrier.arrive(barrier, count=1)
 
 
 @gluon.jit
 def join_totals(running, mine, other, works):
-    """The sum of both warpgroups' weights."""
+    """The sum of both warp groups' weights."""
     mine.total.store(running.total)
     release(mine.total_ready)
     mbarrier.wait(other.total_ready, works & 1)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
 
 from ..decode import split_range
 from ..groups import QueryTile, Rows
 from ..plan import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, SPLIT_KEYS
 from ..tiles import inner_range, key_range, request_span
-from .layouts import KEYS, ROWS
 from .mla_groups import Bounds, Work
+from .mla_layouts import KEYS, ROWS
 
 
 @gluon.jit

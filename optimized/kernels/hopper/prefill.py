@@ -10,9 +10,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from ..arguments import Numbers, Step
-from .consumer import consume
-from .groups import Barriers, Tensors
-from .producer import box_layout, produce
+from .layouts import BARRIER, swizzled
+from .prefill_consumer import consume
+from .prefill_groups import Barriers, Tensors
+from .prefill_producer import produce
 from .sizes import CONSUMERS as NUM_CONSUMERS
 
 CONSUMERS = gl.constexpr(NUM_CONSUMERS)
@@ -23,9 +24,8 @@ PRODUCER_REGISTERS = gl.constexpr(40)
 @gluon.jit
 def allocate_ring_barriers(STAGES: gl.constexpr, EXTRA: gl.constexpr):
     """(full, empty) of one ring, and `EXTRA` more at the end of the first."""
-    LAYOUT: gl.constexpr = mbarrier.MBarrierLayout()
-    full = gl.allocate_shared_memory(gl.int64, [STAGES + EXTRA, 1], LAYOUT)
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], LAYOUT)
+    full = gl.allocate_shared_memory(gl.int64, [STAGES + EXTRA, 1], BARRIER)
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     for stage in gl.static_range(STAGES + EXTRA):
         mbarrier.init(full.index(stage), count=1)
     for stage in gl.static_range(STAGES):
@@ -39,7 +39,7 @@ def hopper_prefill(
     num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    LAYOUT: gl.constexpr = box_layout(2)
+    LAYOUT: gl.constexpr = swizzled(2)
     KIND: gl.constexpr = SIZES.arithmetic
     numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
     # The caches come as descriptors.

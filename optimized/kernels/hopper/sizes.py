@@ -1,16 +1,18 @@
-"""What the Hopper prefill is compiled for, beside AttentionSizes."""
+"""What the kernels for Hopper are compiled for, beside AttentionSizes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+CHUNK = 64  # 16-bit columns of a swizzled row, 128 bytes: what one copy brings, and what tiles are padded to
+SWIZZLE_ROWS = 8  # after which the swizzle repeats: the fewest slots of a page that a copy brings
+
+CONSUMERS = 2  # warp groups of prefill that attend, each with rows of its own
 ORDERS = ("forwards", "backwards", "snake")
-COLUMNS = 64  # 16-bit columns of a swizzled row, 128 bytes: what one copy brings, and what tiles are padded to
-CONSUMERS = 2  # warp groups that attend, each with rows of its own
 
 
 @dataclass(frozen=True)
-class HopperTile:
+class PrefillTile:
     """Rows (token, head) of one consumer x keys, and how they are brought."""
 
     rows: int
@@ -22,3 +24,9 @@ class HopperTile:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise ValueError(f"order: found {self.order!r}, expected one of {', '.join(ORDERS)}")
+
+
+# Absorbed MLA. The smallest tile that a warp group multiplies: one of 64 keys and 576 columns takes 72 KiB.
+MLA_ROWS = 64  # (token, head) pairs
+MLA_KEYS = 64
+MLA_RANK, MLA_ROPE = 512, 64  # columns of every published model with latent attention

@@ -8,9 +8,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..groups import QueryTile, Rows
 from ..tiles import LN_2, join_sink, log_sum, saturate, scale_of, store_lse
-
-# Triton 3.7 has another name for it.
-thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+from .layouts import synchronise
 
 
 @gluon.jit
@@ -49,7 +47,7 @@ def load_queries(q, queries, work, is_negative, WHICH: gl.constexpr, SIZES: gl.c
     loaded = gl.load(queries.main + place[:, None] + dims[None, :], mask=mask, other=0.0)
     q.store(gl.where(is_negative, -loaded, loaded))
     fence_async_shared()
-    thread_barrier()
+    synchronise()
 
 
 @gluon.jit

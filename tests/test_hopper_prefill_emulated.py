@@ -6,16 +6,14 @@ The kernels around it (plan, decode, merge) run in Triton's interpreter, and the
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from pageproof import optimized
-from pageproof.optimized import hopper, launch
+from pageproof.optimized import hopper_prefill, interpreter
 from pageproof.optimized.kernels.hopper.sizes import ORDERS
-from pageproof.optimized.shapes import Shape, attention_sizes
 from pageproof.optimized.tuning import plan_limits
 from pageproof.oracle import BatchShape, Case, Spec, judge
 from pageproof.oracle.adapters import find
@@ -23,30 +21,17 @@ from pageproof.oracle.building.tensors import build
 from pageproof.oracle.case import FLOAT8
 from pageproof.oracle.case_rules import why_invalid
 
-from .emulated_hopper import launch as launch_emulated
-from .emulated_hopper import load_kernels
+from .emulated_hopper import emulate
 
-PROGRAMS = 3
+pytestmark = pytest.mark.skipif(not interpreter.INTERPRETED, reason="kernels are compiled here, not interpreted")
+
 BATCH = BatchShape(query_lens=(17, 1, 0, 20, 60), seq_lens=(150, 9, 0, 7, 131), padding_tokens=3, table_slack=1)
 
 
 @pytest.fixture
-def emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Prefills that take the kernel for Hopper on sm_90 run it in the emulation; how many elements each stored."""
-    kernels = load_kernels(tmp_path)
-    stored: list[int] = []
-    choose = hopper.hopper_caches
-
-    def chosen(cache: Any, shape: Shape, **options: Any) -> Any:
-        return choose(cache, replace(shape, architecture="sm_90"), **options)
-
-    def run(step: Any, numbers: Any, caches: Any, shape: Shape, causal: bool, programs: int) -> None:
-        sizes, tile = attention_sizes(shape, causal), hopper.hopper_tile(shape)
-        stored.append(launch_emulated(kernels, step, numbers, sizes, tile, PROGRAMS))
-
-    monkeypatch.setattr(launch, "hopper_caches", chosen)
-    monkeypatch.setattr(launch, "launch_hopper_prefill", run)
-    return stored
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many elements each launch of the kernel stored."""
+    return emulate("prefill", monkeypatch).stored
 
 
 def agree(spec: Spec, *, batch: BatchShape = BATCH, recipes: tuple[str, ...] = ("needle",)) -> None:
@@ -69,17 +54,17 @@ RULES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("rules", RULES, ids=str)
-def test_rules(emulated: list[int], rules: dict[str, Any]) -> None:
+def test_rules(launched: list[int], rules: dict[str, Any]) -> None:
     agree(Spec(**{"group_size": 3, "head_size": 64, "head_size_v": 64, "block_size": 8} | rules))
-    assert emulated
+    assert launched
 
 
-def test_a_window_begins_in_another_tile_for_the_last_row_than_for_the_first(emulated: list[int]) -> None:
+def test_a_window_begins_in_another_tile_for_the_last_row_than_for_the_first(launched: list[int]) -> None:
     """Keys 91 to 340 are those of the first row, 150 to 399 of the last."""
     spec = Spec(num_kv_heads=1, group_size=1, sliding_window=250)
     batch = BatchShape(query_lens=(60,), seq_lens=(400,))
     agree(spec, batch=batch, recipes=("census", "tagged", "normal"))
-    assert len(emulated) == 3
+    assert len(launched) == 3
 
 
 # head_size, head_size_v, block_size, group_size, num_kv_heads
@@ -95,46 +80,46 @@ SIZES = [
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("sizes", SIZES, ids=lambda sizes: "-".join(map(str, sizes)))
-def test_heads_pages_and_groups(emulated: list[int], sizes: tuple[int, ...], dtype: str) -> None:
+def test_heads_pages_and_groups(launched: list[int], sizes: tuple[int, ...], dtype: str) -> None:
     names = ("head_size", "head_size_v", "block_size", "group_size", "num_kv_heads")
     agree(Spec(dtype=dtype, **dict(zip(names, sizes, strict=True))))
-    assert emulated
+    assert launched
 
 
 @pytest.mark.parametrize("layout", ["HND", "interleaved", "head_major", "sliced", "slot_major"])
-def test_layouts(emulated: list[int], layout: str) -> None:
+def test_layouts(launched: list[int], layout: str) -> None:
     agree(Spec(cache_layout=layout, odd_strides=layout == "interleaved"))
-    assert emulated
+    assert launched
 
 
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("block_size", [8, 48, 128])
 def test_what_lies_beyond_ends_of_pages_and_windows_is_cleared(
-    emulated: list[int], block_size: int, window: int | None
+    launched: list[int], block_size: int, window: int | None
 ) -> None:
     lengths = tuple(range(120, 139, 3))
     batch = BatchShape(query_lens=(17,) * len(lengths), seq_lens=lengths)
     spec = Spec(num_kv_heads=1, group_size=1, block_size=block_size, sliding_window=window)
     agree(spec, batch=batch, recipes=("tagged",))
-    assert len(emulated) == 1
+    assert len(launched) == 1
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("group_size", [1, 3, 9])
 def test_every_order_takes_all_rows_once(
-    emulated: list[int], group_size: int, order: str, monkeypatch: pytest.MonkeyPatch
+    launched: list[int], group_size: int, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that nobody took would be unwritten. Each brings head_size_v elements, and one of lse."""
-    choose = hopper.hopper_tile
-    monkeypatch.setattr(hopper, "hopper_tile", lambda shape: replace(choose(shape), order=order))
+    choose = hopper_prefill.tile_of
+    monkeypatch.setattr(hopper_prefill, "tile_of", lambda shape: replace(choose(shape), order=order))
     spec = Spec(group_size=group_size)
     agree(spec)
     rows = sum(n for n in BATCH.query_lens if n > plan_limits().decode_tokens) * spec.num_query_heads
-    assert emulated == [rows * (spec.head_size_v + 1)]
+    assert launched == [rows * (spec.head_size_v + 1)]
 
 
 @pytest.mark.parametrize("rules", [{}, {"softcap": 3.0, "alibi": True}, {"sliding_window": 30}], ids=str)
-def test_softmax_scales_of_any_sign(emulated: list[int], rules: dict[str, Any]) -> None:
+def test_softmax_scales_of_any_sign(launched: list[int], rules: dict[str, Any]) -> None:
     """A negative scale is that of negated queries, and 0 that of queries of 0: bit for bit."""
     case = Case(spec=Spec(**rules), batch=BATCH, seed=4)
 
@@ -148,4 +133,4 @@ def test_softmax_scales_of_any_sign(emulated: list[int], rules: dict[str, Any]) 
     for scale, stand_in in ((-0.1, (0.1, -1.0)), (0.0, (0.1, 0.0))):
         for found, expected in zip(answer(scale, 1.0), answer(*stand_in), strict=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-    assert emulated
+    assert launched

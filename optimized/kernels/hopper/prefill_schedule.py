@@ -7,7 +7,7 @@ from triton.experimental import gluon
 
 from ..plan import NUM_PREFILL_ITEMS
 from ..tiles import key_range, request_span
-from .groups import Place, Work
+from .prefill_groups import Place, Work
 from .sizes import CONSUMERS as NUM_CONSUMERS
 
 CONSUMERS = gl.constexpr(NUM_CONSUMERS)

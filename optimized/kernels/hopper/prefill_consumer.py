@@ -10,22 +10,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from ..tiles import LOG2_E, inner_range
-from .groups import Carried, Place
-from .rows import load_queries, rows_of, store_rows
-from .schedule import advance, key_tiles, num_works, work_of
-from .softmax import row_limits, weigh
-
-
-@gluon.constexpr_function
-def product_layout(columns):
-    """Of a consumer's rows x `columns` as the tensor cores give them."""
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
-
-
-@gluon.constexpr_function
-def weights_layout(columns):
-    """Of weights as the left operand of a product with so many columns."""
-    return gl.DotOperandLayout(0, product_layout(columns), 2)
+from .layouts import product_layout, weights_layout
+from .prefill_groups import Carried, Place
+from .prefill_rows import load_queries, rows_of, store_rows
+from .prefill_schedule import advance, key_tiles, num_works, work_of
+from .prefill_softmax import row_limits, weigh
 
 
 @gluon.jit

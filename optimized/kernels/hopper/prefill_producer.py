@@ -10,17 +10,9 @@ import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from .groups import Place
-from .schedule import advance, key_tiles, num_works, work_of
-from .sizes import COLUMNS as BOX_COLUMNS
-
-COLUMNS = gl.constexpr(BOX_COLUMNS)
-ATOM = gl.constexpr(8)  # rows after which the swizzle repeats
-
-
-@gluon.constexpr_function
-def box_layout(rank):
-    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
+from .layouts import CHUNK, SWIZZLE_ROWS, swizzled
+from .prefill_groups import Place
+from .prefill_schedule import advance, key_tiles, num_works, work_of
 
 
 @gluon.jit
@@ -39,31 +31,31 @@ def look_up(tile, table_row, start, end, absent, SIZES: gl.constexpr, TILE: gl.c
 def copy_tile(descriptor, ring, barrier, stage, tile, kv_head, blocks, SIZES: gl.constexpr, TILE: gl.constexpr):
     """Ask for one tile of keys or values. A block that does not exist comes as zeros, and so do columns too many."""
     BOXES: gl.constexpr = TILE.keys // TILE.box_slots
-    COLUMN_BOXES: gl.constexpr = ring.shape[2] // COLUMNS
-    LAYOUT: gl.constexpr = box_layout(2)
-    BOX_LAYOUT: gl.constexpr = box_layout(4)
-    places = ring._reinterpret(ring.dtype, [TILE.stages * COLUMN_BOXES * BOXES, TILE.box_slots, COLUMNS], LAYOUT)
+    COLUMN_BOXES: gl.constexpr = ring.shape[2] // CHUNK
+    LAYOUT: gl.constexpr = swizzled(2)
+    BOX_LAYOUT: gl.constexpr = swizzled(4)
+    places = ring._reinterpret(ring.dtype, [TILE.stages * COLUMN_BOXES * BOXES, TILE.box_slots, CHUNK], LAYOUT)
     mbarrier.expect(barrier, TILE.keys * ring.shape[2] * 2)
     for box in gl.static_range(BOXES):
         slot = (tile * TILE.keys + box * TILE.box_slots) % SIZES.block_size
         for columns in gl.static_range(COLUMN_BOXES):
             place = places.index((stage * COLUMN_BOXES + columns) * BOXES + box)
-            place = place._reinterpret(ring.dtype, [1, TILE.box_slots, 1, COLUMNS], BOX_LAYOUT)
-            source = [blocks[box], slot, kv_head, columns * COLUMNS]
+            place = place._reinterpret(ring.dtype, [1, TILE.box_slots, 1, CHUNK], BOX_LAYOUT)
+            source = [blocks[box], slot, kv_head, columns * CHUNK]
             tma.async_copy_global_to_shared(descriptor, source, barrier, place)
 
 
 @gluon.jit
 def clear_rows(ring, stage, first, last, keep_from, keep_to, TILE: gl.constexpr):
     """Zero those of a tile's rows [first, last) that lie outside of [keep_from, keep_to)."""
-    COLUMN_BOXES: gl.constexpr = ring.shape[2] // COLUMNS
-    ATOMS: gl.constexpr = TILE.keys // ATOM
-    LAYOUT: gl.constexpr = box_layout(2)
+    COLUMN_BOXES: gl.constexpr = ring.shape[2] // CHUNK
+    ATOMS: gl.constexpr = TILE.keys // SWIZZLE_ROWS
+    LAYOUT: gl.constexpr = swizzled(2)
     REGISTERS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [gl.num_warps(), 1], [1, 0])
-    rows = gl.arange(0, ATOM, gl.SliceLayout(1, REGISTERS))
-    places = ring._reinterpret(ring.dtype, [TILE.stages * COLUMN_BOXES * ATOMS, ATOM, COLUMNS], LAYOUT)
-    for atom in range(first // ATOM, (last + ATOM - 1) // ATOM):
-        keys = atom * ATOM + rows
+    rows = gl.arange(0, SWIZZLE_ROWS, gl.SliceLayout(1, REGISTERS))
+    places = ring._reinterpret(ring.dtype, [TILE.stages * COLUMN_BOXES * ATOMS, SWIZZLE_ROWS, CHUNK], LAYOUT)
+    for atom in range(first // SWIZZLE_ROWS, (last + SWIZZLE_ROWS - 1) // SWIZZLE_ROWS):
+        keys = atom * SWIZZLE_ROWS + rows
         keep = (keys >= keep_from) & (keys < keep_to)
         for columns in gl.static_range(COLUMN_BOXES):
             place = places.index((stage * COLUMN_BOXES + columns) * ATOMS + atom)

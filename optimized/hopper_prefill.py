@@ -1,0 +1,88 @@
+"""Prefill on Hopper: when its own kernel is taken instead of the portable one, and its launch."""
+
+from __future__ import annotations
+
+import functools
+
+from . import hopper
+from .hopper import Form
+from .kernels.arguments import Numbers, PagedKV, Pages, Step
+from .kernels.hopper.sizes import CHUNK, SWIZZLE_ROWS, PrefillTile
+from .shapes import Shape, attention_sizes, padded
+from .tile_table import Operands
+from .tuning import hopper_programs
+
+LARGEST_HEAD = 256
+
+# In which order programs take the work. With request order, backwards or not, the program that begins with the longest
+# tile of rows has a longer one than the others at every turn.
+ORDER = "snake"
+
+
+def why_portable(shape: Shape, step: Step) -> str | None:
+    """Why the portable kernel takes this step's prefill, or None: that for Hopper does."""
+    return hopper.why_not_compiled(shape.architecture) or _why_not_shape(shape) or _why_not_step(step)
+
+
+@functools.lru_cache(maxsize=1024)
+def _why_not_shape(shape: Shape) -> str | None:
+    if shape.operands is not Operands.LOADED or shape.arithmetic.itemsize != 2:
+        return "keys and values are not multiplied as 16-bit values that lie in the cache"
+    sizes = (shape.head_size, shape.head_size_v)
+    if not all(CHUNK // 2 < size <= LARGEST_HEAD for size in sizes):
+        return f"head sizes {sizes}, not of {CHUNK // 2 + 1} to {LARGEST_HEAD}"
+    if shape.block_size % SWIZZLE_ROWS:
+        return f"pages of {shape.block_size} slots, no multiple of {SWIZZLE_ROWS}"
+    return None
+
+
+def _why_not_step(step: Step) -> str | None:
+    if step.rules.query_bias is not None:
+        return "a query bias hides keys that may not be read"
+    k, v = _forms(step.cache)
+    return hopper.why_not_copied("k_cache", k) or hopper.why_not_copied("v_cache", v)
+
+
+@functools.lru_cache(maxsize=1024)
+def tile_of(shape: Shape) -> PrefillTile:
+    """The tile of a shape that takes the kernel for Hopper.
+
+    128 keys at head size 128 leave no register unused; with 256 columns there is room for 64.
+    """
+    keys = 128 if max(padded(shape.head_size), padded(shape.head_size_v)) <= 128 else 64
+    return PrefillTile(rows=64, keys=keys, stages=2, box_slots=hopper.box_slots(shape.block_size, keys), order=ORDER)
+
+
+def launch(step: Step, shape: Shape, causal: bool, numbers: Numbers) -> None:
+    """The prefill list of a step that `why_portable` says nothing against."""
+    # Here, so that a Triton without Gluon never imports it.
+    from .kernels.hopper.prefill import hopper_prefill
+
+    tile = tile_of(shape)
+    k, v = _forms(step.cache)
+    hopper_prefill[(hopper_programs(step.outputs.out.device),)](
+        hopper.descriptor(k, 1, tile.box_slots, 1),
+        hopper.descriptor(v, 1, tile.box_slots, 1),
+        step.queries,
+        step.requests,
+        step.rules,
+        step.scales,
+        step.outputs,
+        step.work,
+        *numbers,
+        SIZES=attention_sizes(shape, causal),
+        TILE=tile,
+        num_warps=4,
+    )
+
+
+def _forms(cache: PagedKV) -> tuple[Form, Form]:
+    """Those of keys and of values; a cache that is multiplied as it was loaded has both."""
+    assert cache.v is not None
+    return _form(cache.k), _form(cache.v)
+
+
+def _form(pages: Pages) -> Form:
+    base = pages.base
+    strides = (pages.stride_block, pages.stride_slot, pages.stride_head, pages.stride_dim)
+    return Form(base.data_ptr(), base.dtype, tuple(base.shape), strides)
