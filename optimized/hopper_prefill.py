@@ -26,7 +26,7 @@ def why_portable(shape: Shape, step: Step) -> str | None:
 
 @functools.lru_cache(maxsize=1024)
 def _why_not_shape(shape: Shape) -> str | None:
-    if shape.operands is not Operands.LOADED or shape.arithmetic.itemsize != 2:
+    if shape.operands is not Operands.LOADED or shape.rope_size or shape.arithmetic.itemsize != 2:
         return "keys and values are not multiplied as 16-bit values that lie in the cache"
     sizes = (shape.head_size, shape.head_size_v)
     if not all(CHUNK // 2 < size <= LARGEST_HEAD for size in sizes):

@@ -1,6 +1,6 @@
-"""Compile the prefill for Hopper without a GPU, and say as JSON what the machine code holds.
+"""Compile a kernel for Hopper without a GPU, and say as JSON what the machine code holds.
 
-    python tests/hopper_offline.py '{"group": 3, "head_size": 192, "softcap": 30.0}'
+    python tests/hopper_offline.py '{"kernel": "prefill", "group": 3, "head_size": 192, "softcap": 30.0}'
 
 A script, because the compiler asks the process which device it has, and tests of a CPU interpret their kernels.
 """
@@ -43,52 +43,88 @@ class NoDevice:
         return torch.device("cpu")
 
 
-def compile_prefill(options: dict[str, Any]) -> Any:
-    """The compiled kernel of a step with these sizes and rules; the rest is as in a model of head size 128."""
-    from pageproof.optimized import hopper
-    from pageproof.optimized.kernels.arguments import paged_kv, queries
-    from pageproof.optimized.kernels.hopper.prefill import hopper_prefill
+def step_arguments(options: dict[str, Any], q: torch.Tensor, size_v: int) -> Any:
+    """All but the queries and the cache of a step with these rules."""
     from pageproof.optimized.launch import read_step
-    from pageproof.optimized.shapes import Shape, attention_sizes
-    from pageproof.optimized.tile_table import Operands
 
-    found = {"dtype": "bfloat16", "group": 4, "head_size": 128, "head_size_v": 128, "block_size": 16} | options
-    size, size_v, block_size, group = (found[name] for name in ("head_size", "head_size_v", "block_size", "group"))
-    dtype = getattr(torch, found["dtype"])
-    out_dtype = getattr(torch, found.get("out_dtype", found["dtype"]))
-    rows = (TOKENS, HEADS * group)
-    k, v = (torch.zeros(PAGES, block_size, HEADS, columns, dtype=dtype) for columns in (size, size_v))
-    per_head = torch.zeros(HEADS * group)
-    arguments = read_step(
+    rows, per_head = q.shape[:2], torch.zeros(q.shape[1])
+    out_dtype = getattr(torch, options.get("out_dtype", options["dtype"]))
+    return read_step(
         torch.zeros(3, dtype=torch.int32),
         torch.zeros(2, dtype=torch.int32),
         torch.zeros(2, PAGES, dtype=torch.int32),
         0.1,
-        found.get("causal", True),
-        found.get("sliding_window"),
-        found.get("right_window"),
-        found.get("softcap"),
-        per_head if found.get("alibi") else None,
-        per_head if found.get("sinks") else None,
+        options.get("causal", True),
+        options.get("sliding_window"),
+        options.get("right_window"),
+        options.get("softcap"),
+        per_head if options.get("alibi") else None,
+        per_head if options.get("sinks") else None,
         *(None, None, None, None),
         torch.ones(1) if out_dtype is torch.float8_e4m3fn else None,
         *(torch.zeros(size, dtype=torch.int32) for size in (6, (4, 3), (8, 2), (8, 2), (8, 2))),
         torch.zeros(*rows, size_v, dtype=out_dtype),
         torch.zeros(rows),
     )
+
+
+def launch_prefill(options: dict[str, Any]) -> None:
+    """A step with these sizes and rules; the rest is as in a model of head size 128."""
+    from pageproof.optimized import hopper_prefill
+    from pageproof.optimized.kernels.arguments import Step, paged_kv, queries
+    from pageproof.optimized.shapes import Shape
+    from pageproof.optimized.tile_table import Operands
+
+    found = {"dtype": "bfloat16", "group": 4, "head_size": 128, "head_size_v": 128, "block_size": 16} | options
+    size, size_v, block_size, group = (found[name] for name in ("head_size", "head_size_v", "block_size", "group"))
+    dtype = getattr(torch, found["dtype"])
+    q = torch.zeros(TOKENS, HEADS * group, size, dtype=dtype)
+    k, v = (torch.zeros(PAGES, block_size, HEADS, columns, dtype=dtype) for columns in (size, size_v))
+    _, rules, scales, outputs, work, numbers, causal = arguments = step_arguments(found, q, size_v)
+    step = Step(queries(q), paged_kv(k, v), arguments.requests, rules, scales, outputs, work)
     shape = Shape(HEADS, group, size, size_v, block_size, dtype, "sm_90", Operands.LOADED)
-    tile = hopper.hopper_tile(shape)
-    caches = [hopper.form_of(pages) for pages in paged_kv(k, v)[:2]]
-    return hopper_prefill.warmup(
-        *(hopper.descriptor(cache, tile.box_slots) for cache in caches),
-        queries(torch.zeros(*rows, size, dtype=dtype)),
-        *(arguments.requests, arguments.rules, arguments.scales, arguments.outputs, arguments.work),
-        *arguments.numbers,
-        SIZES=attention_sizes(shape, arguments.causal),
-        TILE=tile,
-        num_warps=4,
-        grid=(132,),
-    )
+    assert hopper_prefill.why_portable(shape, step) is None
+    hopper_prefill.launch(step, shape, causal, numbers)
+
+
+def launch_mla(options: dict[str, Any]) -> None:
+    """A step with these sizes and rules; the rest is as in a model of DeepSeek's."""
+    from pageproof.optimized import hopper_mla
+    from pageproof.optimized.kernels.arguments import Step, latent_kv, queries
+    from pageproof.optimized.launch import allocate_partials
+    from pageproof.optimized.shapes import Shape
+    from pageproof.optimized.tile_table import Operands
+
+    found = {"dtype": "bfloat16", "group": 128, "block_size": 64} | options
+    group, block_size, dtype = found["group"], found["block_size"], getattr(torch, found["dtype"])
+    q, rope = (torch.zeros(TOKENS, group, columns, dtype=dtype) for columns in (512, 64))
+    latent = torch.zeros(PAGES, block_size, 576, dtype=dtype)
+    _, rules, scales, outputs, work, numbers, causal = arguments = step_arguments(found, q, 512)
+    step = Step(queries(q, rope), latent_kv(latent, 512), arguments.requests, rules, scales, outputs, work)
+    shape = Shape(1, group, 512, 512, block_size, dtype, "sm_90", Operands.LATENT, rope_size=64)
+    assert hopper_mla.why_portable(shape, step) is None
+    hopper_mla.launch(step, allocate_partials(512, group, 512, q.device), shape, causal, numbers)
+
+
+def compiled(options: dict[str, Any]) -> Any:
+    """What is launched for `options["kernel"]`, "prefill" or "mla", compiled and not run."""
+    from pageproof.optimized import hopper_mla, hopper_prefill
+    from pageproof.optimized.kernels.hopper.mla_decode import hopper_mla_decode
+    from pageproof.optimized.kernels.hopper.prefill import hopper_prefill as prefill_kernel
+
+    is_prefill = options["kernel"] == "prefill"
+    kernel, launch = (prefill_kernel, launch_prefill) if is_prefill else (hopper_mla_decode, launch_mla)
+    found: list[Any] = []
+    run = kernel.run
+
+    def compile_only(*arguments: Any, warmup: bool, **rest: Any) -> None:
+        found.append(run(*arguments, warmup=True, **rest))
+
+    kernel.run = compile_only
+    for module in (hopper_prefill, hopper_mla):
+        module.hopper_programs = lambda _device: 132
+    launch(options)
+    return found[0]
 
 
 def describe(kernel: Any) -> dict[str, Any]:
@@ -129,4 +165,4 @@ def _run(tool: str, *arguments: str) -> str:
 
 if __name__ == "__main__":
     driver.set_active(NoDevice())
-    print(json.dumps(describe(compile_prefill(json.loads(sys.argv[1])))))  # noqa: T201
+    print(json.dumps(describe(compiled(json.loads(sys.argv[1])))))  # noqa: T201

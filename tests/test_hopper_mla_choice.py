@@ -9,23 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from pageproof.optimized import hopper_mla
-from pageproof.optimized.hopper_mla import box_rows, why_portable
-from pageproof.optimized.kernels.arguments import (
-    DeviceScales,
-    Requests,
-    Scale,
-    ScoreRules,
-    Step,
-    WorkLists,
-    latent_kv,
-    outputs,
-    queries,
-)
-from pageproof.optimized.shapes import Shape
-from pageproof.optimized.tile_table import ARCHITECTURES, Operands
+from pageproof.optimized.hopper import box_slots
+from pageproof.optimized.hopper_mla import why_portable
+from pageproof.optimized.kernels.arguments import DeviceScales, Scale, ScoreRules, Step, latent_kv, outputs
+from pageproof.optimized.kernels.hopper.sizes import MLA_KEYS
+from pageproof.optimized.shapes import Shape, tiles
+from pageproof.optimized.tile_table import Operands
 
-TOKENS, HEADS, BLOCKS, BLOCK_SIZE = 2, 128, 3, 16
+from . import hopper_steps
+from .hopper_steps import BLOCK_SIZE, BLOCKS, RULES, bfloat16
+
+TOKENS, HEADS = 2, 128
 SHAPE = Shape(
     num_kv_heads=1,
     group=HEADS,
@@ -37,28 +31,12 @@ SHAPE = Shape(
     operands=Operands.LATENT,
     rope_size=64,
 )
-RULES = ScoreRules(0.1, None, None, None, None, None)
-
-
-@pytest.fixture(autouse=True)
-def _known_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hopper_mla.triton, "__version__", "3.6.0")
 
 
 def step(q: Tensor | None = None, cache: Tensor | None = None, **changes: Any) -> Step:
-    q = torch.empty(TOKENS, HEADS, 512, dtype=torch.bfloat16) if q is None else q
-    cache = torch.empty(BLOCKS, BLOCK_SIZE, 576, dtype=torch.bfloat16) if cache is None else cache
-    few = torch.zeros(8, dtype=torch.int32)
-    plain = Step(
-        queries(q, torch.empty(*q.shape[:2], 64, dtype=q.dtype)),
-        latent_kv(cache, 512),
-        Requests(few, few, few.view(2, 4)),
-        RULES,
-        DeviceScales(),
-        outputs(torch.empty_like(q), torch.empty(q.shape[:2])),
-        WorkLists(few, few, few, few, few),
-    )
-    return plain._replace(**changes)
+    q = bfloat16(TOKENS, HEADS, 512) if q is None else q
+    cache = bfloat16(BLOCKS, BLOCK_SIZE, 576) if cache is None else cache
+    return hopper_steps.step(q, rope=bfloat16(*q.shape[:2], 64), cache=latent_kv(cache, 512), **changes)
 
 
 def test_the_step_of_a_deepseek_layer_is_taken() -> None:
@@ -74,7 +52,7 @@ def test_any_number_of_heads_that_fills_a_tile_is_taken(heads: int) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"architecture": name} for name in ARCHITECTURES if name != "sm_90"),
+        {"architecture": "sm_100"},
         {"operands": Operands.CAST_LATENT},
         {"operands": Operands.COMPUTED},
         {"arithmetic": torch.float32},
@@ -89,12 +67,6 @@ def test_any_number_of_heads_that_fills_a_tile_is_taken(heads: int) -> None:
 )
 def test_other_shapes_are_the_portable_kernels(changes: dict[str, Any]) -> None:
     assert why_portable(replace(SHAPE, **changes), step()) is not None
-
-
-@pytest.mark.parametrize(("version", "is_known"), [("3.5.1", False), ("3.6.0", True), ("3.7.1", True), ("3.60", False)])
-def test_only_versions_that_compile_it_are_asked(version: str, is_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hopper_mla.triton, "__version__", version)
-    assert (why_portable(SHAPE, step()) is None) == is_known
 
 
 @pytest.mark.parametrize(
@@ -115,10 +87,6 @@ def test_a_query_bias_and_float8_are_not() -> None:
     assert why_portable(SHAPE, step(scales=DeviceScales(k=Scale(torch.ones(1), 0)))) is not None
     out = torch.empty(TOKENS, HEADS, 512, dtype=torch.float8_e4m3fn)
     assert why_portable(SHAPE, step(outputs=outputs(out, torch.empty(TOKENS, HEADS)))) is not None
-
-
-def bfloat16(*size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -163,4 +131,11 @@ def test_queries_off_16_bytes_are_not_taken() -> None:
     ("block_size", "rows"), [(8, 8), (16, 16), (24, 8), (48, 16), (64, 64), (96, 32), (128, 64), (544, 32)]
 )
 def test_a_copy_lies_in_one_block(block_size: int, rows: int) -> None:
-    assert box_rows(block_size) == rows
+    assert box_slots(block_size, MLA_KEYS) == rows
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_its_tiles_keep_to_the_declared_arithmetic(group: int) -> None:
+    """The contract that the adapter declares has the fewest keys of a step that any kernel takes."""
+    shape = replace(SHAPE, group=group)
+    assert min(tiles(shape, prefill=prefill).block_n for prefill in (True, False)) <= MLA_KEYS

@@ -1,4 +1,4 @@
-"""The logic of absorbed MLA for Hopper, run on a CPU by an emulation of Gluon: whatever a GPU is needed for is left out.
+"""The logic of absorbed MLA for Hopper, run on a CPU by an emulation of Gluon (emulated_hopper.py).
 
 Plans are the interpreter's: splits of 64 keys. On a GPU tests/test_hopper_mla.py judges the kernel itself.
 """

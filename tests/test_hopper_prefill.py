@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pageproof import optimized
-from pageproof.optimized import launch
+from pageproof.optimized import hopper_prefill
 from pageproof.optimized.tuning import architecture
 from pageproof.oracle import BatchShape, Case, Spec, judge
 from pageproof.oracle.adapters import find
@@ -42,18 +42,18 @@ HEADS_OF_128: dict[str, Any] = {"group_size": 4, "head_size": 128, "head_size_v"
 def taken(expected: bool = True) -> Iterator[None]:
     """The prefills that are launched within take the kernel for Hopper, where there is one; or none does."""
     launches = 0
-    original = launch.launch_hopper_prefill
+    original = hopper_prefill.launch
 
     def counted(*arguments: Any) -> None:
         nonlocal launches
         launches += 1
         original(*arguments)
 
-    launch.launch_hopper_prefill = counted
+    hopper_prefill.launch = counted
     try:
         yield
     finally:
-        launch.launch_hopper_prefill = original
+        hopper_prefill.launch = original
     assert (launches > 0) is (expected and architecture(CUDA) == "sm_90")
 
 

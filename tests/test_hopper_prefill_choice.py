@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from pageproof.optimized import hopper
-from pageproof.optimized.hopper import Form, form_of, hopper_caches, hopper_tile, why_portable
-from pageproof.optimized.kernels.arguments import PagedKV, paged_kv
-from pageproof.optimized.kernels.hopper.sizes import HopperTile
+from pageproof.optimized.hopper_prefill import tile_of, why_portable
+from pageproof.optimized.kernels.arguments import Step, paged_kv
+from pageproof.optimized.kernels.hopper.sizes import PrefillTile
 from pageproof.optimized.shapes import Shape, padded, tiles
 from pageproof.optimized.tile_table import ARCHITECTURES, Operands
 from pageproof.oracle import BatchShape, Case, Spec
 from pageproof.oracle.building.tensors import build
 from pageproof.oracle.case import CACHE_LAYOUTS
+
+from .hopper_steps import BLOCK_SIZE, BLOCKS, bfloat16, step
 
 SHAPE = Shape(
     num_kv_heads=2,
@@ -28,11 +30,15 @@ SHAPE = Shape(
     architecture="sm_90",
     operands=Operands.LOADED,
 )
-CACHE = Form(4096, torch.bfloat16, (8, 16, 2, 128), (4096, 256, 128, 1))
 
 
-def why(shape: Shape = SHAPE, k: Form = CACHE, v: Form = CACHE, **options: Any) -> str | None:
-    return why_portable(shape, k, v, **{"has_query_bias": False, "triton_version": "3.6"} | options)
+def why(shape: Shape = SHAPE, k: Tensor | None = None, v: Tensor | None = None) -> str | None:
+    packed = bfloat16(BLOCKS, BLOCK_SIZE, 2, 128)
+    return why_portable(shape, of_caches(packed if k is None else k, packed if v is None else v))
+
+
+def of_caches(k: Tensor, v: Tensor) -> Step:
+    return step(bfloat16(2, 8, k.shape[3]), cache=paged_kv(k, v))
 
 
 @pytest.mark.parametrize(
@@ -77,30 +83,35 @@ def test_it_leaves_to_the_portable_kernel(change: dict[str, Any], words: str) ->
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("cache", "words"),
     [
-        ({"address": 4104}, "does not begin on 16 bytes"),
-        ({"sizes": (0, 16, 2, 128)}, "has no pages"),
-        ({"strides": (4096, 128, 2048, 2)}, "not contiguous"),
-        ({"strides": (4096, 260, 128, 1)}, "strides (4096, 260, 128, 1)"),
-        ({"strides": (0, 256, 128, 1)}, "strides (0, 256, 128, 1)"),
-        ({"strides": (2**39, 256, 128, 1)}, "strides"),
+        (bfloat16(BLOCKS, BLOCK_SIZE, 2, 136)[..., 4:132], "does not begin on 16 bytes"),
+        (bfloat16(0, BLOCK_SIZE, 2, 128), "is empty"),
+        (bfloat16(BLOCKS, BLOCK_SIZE, 128, 2).transpose(2, 3), "not contiguous"),
+        (bfloat16(BLOCKS, BLOCK_SIZE, 2, 130)[..., :128], "strides (4160, 260, 130, 1)"),
+        (bfloat16(1, BLOCK_SIZE, 2, 128).expand(BLOCKS, -1, -1, -1), "strides (0, 256, 128, 1)"),
     ],
-    ids=str,
+    ids=["off 16 bytes", "no pages", "columns apart", "rows off 16 bytes", "one page as several"],
 )
-def test_caches_that_cannot_be_copied_in_boxes(change: dict[str, Any], words: str) -> None:
-    odd = CACHE._replace(**change)
+def test_caches_that_cannot_be_copied_in_boxes(cache: Tensor, words: str) -> None:
     for name in ("k", "v"):
-        found = why(**{name: odd})
+        found = why(**{name: cache})
         assert found is not None
         assert found.startswith(f"{name}_cache")
         assert words in found
 
 
-def test_a_query_bias_and_an_unknown_triton() -> None:
-    assert "query bias" in (why(has_query_bias=True) or "")
-    assert why(triton_version="3.7") is None
-    assert "Triton 3.5" in (why(triton_version="3.5") or "")
+def test_pages_too_far_apart_to_be_copied() -> None:
+    """As a cache's strides say; there is no such memory."""
+    cache = paged_kv(bfloat16(BLOCKS, BLOCK_SIZE, 2, 128), bfloat16(BLOCKS, BLOCK_SIZE, 2, 128))
+    far = cache._replace(k=cache.k._replace(stride_block=2**39))
+    assert "strides" in (why_portable(SHAPE, step(bfloat16(2, 8, 128), cache=far)) or "")
+
+
+def test_a_query_bias_is_not_taken() -> None:
+    biased = of_caches(bfloat16(BLOCKS, BLOCK_SIZE, 2, 128), bfloat16(BLOCKS, BLOCK_SIZE, 2, 128))
+    biased = biased._replace(rules=biased.rules._replace(query_bias=torch.zeros(2, 4)))
+    assert "query bias" in (why_portable(SHAPE, biased) or "")
 
 
 TAKEN = {"NHD", "HND", "interleaved", "head_major", "sliced", "slot_major"}
@@ -108,31 +119,24 @@ TAKEN = {"NHD", "HND", "interleaved", "head_major", "sliced", "slot_major"}
 
 @pytest.mark.parametrize("odd_strides", [False, True])
 @pytest.mark.parametrize("layout", CACHE_LAYOUTS)
-def test_the_layouts_that_cases_have(layout: str, odd_strides: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_layouts_that_cases_have(layout: str, odd_strides: bool) -> None:
     """Odd strides of values are no multiples of 16 bytes, but for those that share the padded rows of keys."""
-    monkeypatch.setattr(hopper, "why_portable", lambda *rest, **options: why(*rest))
     spec = Spec(head_size=128, head_size_v=128, cache_layout=layout, odd_strides=odd_strides)
     arguments = build(Case(spec=spec, batch=BatchShape(query_lens=(40,), seq_lens=(70,))), "cpu").arguments
-    cache = paged_kv(arguments["k_cache"], arguments["v_cache"])
-    found = hopper_caches(cache, SHAPE, has_query_bias=False)
-    assert (found is not None) is (layout == "interleaved" if odd_strides else layout in TAKEN)
+    found = why(k=arguments["k_cache"], v=arguments["v_cache"])
+    assert (found is None) is (layout == "interleaved" if odd_strides else layout in TAKEN)
 
 
 def test_what_no_stride_means_does_not_matter() -> None:
-    packed = torch.zeros(1, 16, 1, 128, dtype=torch.bfloat16)
+    packed = bfloat16(1, 16, 1, 128)
     odd = packed.as_strided(packed.shape, (1_000_003, 128, 1_000_003, 1))
-    assert form_of(paged_kv(odd, odd).k).strides == form_of(paged_kv(packed, packed).k).strides
-
-
-def test_without_values_of_their_own_there_is_nothing_to_copy() -> None:
-    latent = paged_kv(*(torch.zeros(2, 16, 1, 128, dtype=torch.bfloat16),) * 2)
-    assert hopper_caches(PagedKV(latent.k), SHAPE, has_query_bias=False) is None
+    assert why(k=odd, v=odd) is None
 
 
 @pytest.mark.parametrize("sizes", [(48, 64), (64, 64), (128, 128), (96, 256), (192, 128), (256, 256)], ids=str)
 def test_tiles_fit_and_keep_to_the_declared_arithmetic(sizes: tuple[int, int]) -> None:
     shape = replace(SHAPE, head_size=sizes[0], head_size_v=sizes[1])
-    tile, (keys, columns) = hopper_tile(shape), map(padded, sizes)
+    tile, (keys, columns) = tile_of(shape), map(padded, sizes)
     shared = 2 * (2 * tile.rows * keys + tile.stages * tile.keys * (keys + columns)) + 1024
     assert shared <= ARCHITECTURES["sm_90"].shared_memory
     # The contract that the adapter declares has the fewest keys of a step that any kernel takes: those of decode.
@@ -143,11 +147,11 @@ def test_tiles_fit_and_keep_to_the_declared_arithmetic(sizes: tuple[int, int]) -
     ("block_size", "slots"), [(8, 8), (16, 16), (24, 8), (48, 16), (128, 128), (256, 128), (544, 32)]
 )
 def test_a_copy_brings_slots_of_one_page(block_size: int, slots: int) -> None:
-    tile = hopper_tile(replace(SHAPE, block_size=block_size))
+    tile = tile_of(replace(SHAPE, block_size=block_size))
     assert tile.box_slots == slots
     assert tile.keys % tile.box_slots == block_size % tile.box_slots == 0
 
 
 def test_an_order_is_one_of_those_that_are_known() -> None:
     with pytest.raises(ValueError, match="order: found 'random', expected one of forwards, backwards, snake"):
-        HopperTile(rows=64, keys=128, stages=2, box_slots=16, order="random")
+        PrefillTile(rows=64, keys=128, stages=2, box_slots=16, order="random")
