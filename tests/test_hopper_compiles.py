@@ -1,4 +1,4 @@
-"""The prefill for Hopper compiles where there is no GPU, and its machine code overlaps what its source overlaps."""
+"""The kernels for Hopper compile where there is no GPU, and their machine code overlaps what their source overlaps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pageproof.optimized.tile_table import ARCHITECTURES
 
 SCRIPT = Path(__file__).with_name("hopper_offline.py")
 
@@ -38,10 +40,24 @@ EVERYTHING: dict[str, Any] = {
 def test_the_softmax_runs_while_values_are_multiplied(
     options: dict[str, Any], exponentials: int, tmp_path: Path
 ) -> None:
-    found = described(options, tmp_path)
+    found = described({"kernel": "prefill"} | options, tmp_path)
     assert found["warnings"] == []  # "wgmma is serialized" is one
     assert found["spilled"] is not None
     assert max(found["spilled"]) <= 256
     assert found["copies"] > 0
     assert found["hidden"]
     assert min(found["hidden"]) >= exponentials
+
+
+MLA_RULES: dict[str, Any] = {"sliding_window": 100, "softcap": 30.0, "alibi": True, "sinks": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float16", "group": 71, "block_size": 16} | MLA_RULES], ids=str)
+def test_products_of_absorbed_mla_are_not_serialized(options: dict[str, Any], tmp_path: Path) -> None:
+    found = described({"kernel": "mla"} | options, tmp_path)
+    assert found["warnings"] == []
+    assert found["spilled"] is not None
+    assert max(found["spilled"]) <= 1024
+    assert found["copies"] > 0
+    assert found["products"] > 0
+    assert found["shared"] <= ARCHITECTURES["sm_90"].shared_memory
