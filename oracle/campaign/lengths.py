@@ -46,6 +46,7 @@ class Sizes:
     cases_per_row: int  # of the covering array
     cases_per_key: int  # of the random phase
     far_share: float  # of the compile keys with pages past 2**31 elements
+    served_share: float  # of the compile keys that are as models are served, which kernels of their own may take
     check_share: float  # of the cases that are asked one thing beyond the answer
     replays: int  # of a case in a mode other than eager
     groups_share: float  # of the random attention cases in a mode other than eager: two cache groups in a step
@@ -71,6 +72,7 @@ INTERPRETED = Sizes(
     cases_per_row=1,
     cases_per_key=3,
     far_share=0.0,
+    served_share=0.0,
     check_share=1 / 6,
     replays=3,
     groups_share=0.25,
@@ -95,6 +97,7 @@ COMPILED = Sizes(
     cases_per_row=3,
     cases_per_key=400,
     far_share=0.03,
+    served_share=0.35,
     check_share=1 / 6,
     replays=REPLAYS,
     groups_share=0.125,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from ..case import ATTENTION_OPERATIONS, FLOAT8, MODES, Case
+from ..case import ATTENTION_OPERATIONS, CACHE_LAYOUTS, FLOAT8, MODES, Case
 from ..case_checks import applicable
 from ..case_layers import layers_of
 from .lengths import Sizes, total_work
@@ -39,6 +39,21 @@ _WEIGHTS: dict[str, dict[Value, float]] = {
     "repeated_blocks": {False: 0.7},
     "mode": {MODES[0]: 0.6},
 }
+
+# What rows have that are as models are served: 16-bit caches in whole pages, and heads of more than a few columns.
+# Kernels for one architecture take little else, and of rows without this hardly any.
+_SERVED: dict[str, tuple[Value, ...]] = {
+    "dtype": ("float16", "bfloat16"),
+    "kv_dtype": (SAME,),
+    "head_size": (64, 80, 96, 112, 128, 192, 256),
+    "kv_lora_rank": (512,),
+    "rope_head_size": (64,),
+    "block_size": (8, 16, 24, 32, 48, 64, 128, 256, 544),
+    "cache_layout": tuple(layout for layout in CACHE_LAYOUTS if layout != "transposed"),
+    "odd_strides": (False,),
+    "query_bias": (NONE,),
+}
+_SERVED_BY_MLA = _SERVED | {"group_size": (71, 128)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,22 +135,33 @@ def random_group(seed: int, index: int, sizes: Sizes) -> Group:
     return Group(seed=seed, index=index, count=sizes.cases_per_key)
 
 
-def random_row(model: Model, rng: random.Random) -> Row:
-    """A valid row by swarm: every feature on or off by a coin, then one of its values."""
-    row = _swarm(model, rng, {})
+def random_row(model: Model, rng: random.Random, *, served: bool = False) -> Row:
+    """A valid row by swarm: every feature on or off by a coin, then one of its values.
+
+    served: as models are served, as far as the target offers that.
+    """
+    row = _swarm(model, rng, {}, served=served)
     if row is None:
         raise ValueError("row: found no valid row, expected one; what the target declines leaves none")
     return row
 
 
-def _swarm(model: Model, rng: random.Random, fixed: Row) -> Row | None:
-    return model.complete(fixed, lambda name, values, _row: _by_weight(rng, name, values))
+def _swarm(model: Model, rng: random.Random, fixed: Row, *, served: bool = False) -> Row | None:
+    def order(name: str, values: tuple[Value, ...], row: Row) -> list[Value]:
+        ordered = _by_weight(rng, name, values)
+        if served:
+            wanted = (_SERVED_BY_MLA if row.get("operation") == "mla_attention" else _SERVED).get(name, ())
+            ordered.sort(key=lambda value: value not in wanted)
+        return ordered
+
+    return model.complete(fixed, order)
 
 
 def _random_base(model: Model, rng: random.Random, sizes: Sizes) -> Row:
     """A random row without more query heads than cases of this size may have."""
+    served = sizes.served_share > 0 and rng.random() < sizes.served_share
     for _ in range(REDRAWS):
-        row = random_row(model, rng)
+        row = random_row(model, rng, served=served)
         kv_heads, group = (
             1 if row[name] == NOT_APPLICABLE else int(row[name]) for name in ("num_kv_heads", "group_size")
         )
