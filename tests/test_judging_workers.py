@@ -18,7 +18,6 @@ from pageproof.oracle.campaign.pairs import Model
 from pageproof.oracle.campaign.sampler import Group, random_group
 from pageproof.oracle.campaign.summary import JUDGE
 from pageproof.oracle.case import MODES, BatchShape
-from pageproof.oracle.judging import begin
 from pageproof.oracle.verdict import Outcome, Verdict
 
 SIZES = replace(INTERPRETED, cases_per_key=20, reads_share=0.0)
@@ -205,16 +204,6 @@ def test_a_candidate_without_memory_among_many_is_asked_again(tmp_path: Path, mo
     made.candidate = made.asking.candidate = OnceWithout()
     made.run(Assignment(group=Plain(seed=0, index=0, count=4)))
     assert heard.messages[-1].tally.outcomes == {"agrees": 4}
-
-
-def test_a_case_in_a_mode_with_nothing_to_ask_does_not_wait() -> None:
-    class InModes(Reference):
-        modes = MODES
-
-    spec = replace(SPEC, operation="update_kv_cache")
-    begun = begin(Case(spec=spec, batch=BATCH, mode="piecewise", replays=2, seed=3), InModes(), "cpu")
-    assert isinstance(begun, Verdict)
-    assert begun.outcome is Outcome.AGREES
 
 
 def test_no_case_is_at_work_while_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
