@@ -13,7 +13,7 @@ from ..reference.problem import Batch
 from . import operators
 from .kernels import plan as kernels
 from .launch import device_guard, require_device
-from .tuning import num_programs, plan_limits, plan_programs
+from .tuning import num_programs, plan_block, plan_limits, plan_programs
 
 # Positions, windows and their sums stay inside int32, and a split of kernels.WHOLE keys is never cut.
 LARGEST_SEQ_LEN = kernels.WHOLE.value - 1
@@ -33,8 +33,8 @@ class Capacity(NamedTuple):
 class Plan(NamedTuple):
     """Work lists on the device. Only their sizes are fixed when it is made; all values follow the lengths.
 
-    counts [6] int32, offsets [4, num_requests + 1] int32, items [capacity, 2] int32 pairs of
-    (request, index within the request): see kernels/plan.py.
+    counts [6] int32: see kernels/plan.py. offsets [num_requests + 1] int32: where the partial results of each request
+    begin. items [capacity, 2] int32 pairs of (request, index within the request).
     """
 
     counts: Tensor
@@ -82,7 +82,7 @@ def make_plan(
         return torch.empty((max(count, 1), 2), dtype=torch.int32, device=batch.device)
 
     counts = torch.empty(kernels.NUM_COUNTS, dtype=torch.int32, device=batch.device)
-    offsets = torch.empty((kernels.NUM_OFFSETS, batch.num_requests + 1), dtype=torch.int32, device=batch.device)
+    offsets = torch.empty(batch.num_requests + 1, dtype=torch.int32, device=batch.device)
     plan = Plan(counts, offsets, items(num_prefill), items(num_decode), items(limits.partial_rows), capacity)
     operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)
     return plan
@@ -98,25 +98,27 @@ def _write_plan(
     decode_items: Tensor,
     merge_items: Tensor,
 ) -> None:
-    limits = plan_limits()
     num_requests = seq_lens.shape[0]
+    limits = plan_limits()
+    block, num_warps = plan_block(num_requests)
+    shares = triton.cdiv(num_requests + 1, limits.share)
     with device_guard(seq_lens):
-        kernels.count_work[(1,)](
+        kernels.write_plan[(min(shares, num_programs(seq_lens.device)),)](
             cu_seqlens_q,
             seq_lens,
             counts,
             offsets,
+            prefill_items,
+            decode_items,
+            merge_items,
             num_requests,
             prefill_items.shape[0],
             decode_items.shape[0],
             request_programs,
             plan_programs(seq_lens.device),
             LIMITS=limits,
-        )
-        longest = max(prefill_items.shape[0], decode_items.shape[0])
-        grid = (min(triton.cdiv(longest, limits.block), num_programs(seq_lens.device)),)
-        kernels.list_work[grid](
-            counts, offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK=limits.block
+            BLOCK=block,
+            num_warps=num_warps,
         )
 
 
@@ -124,8 +126,8 @@ def check_plan(plan: object, batch: Batch, *, num_tokens: int, block_size: int) 
     """Raise unless `plan` was made for buffers of these sizes."""
     if not isinstance(plan, Plan):
         raise bad_type("plan", plan, "a Plan from make_plan, or None")
-    if plan.offsets.shape[1] != batch.num_requests + 1:
-        raise bad_value("plan", f"one for {plan.offsets.shape[1] - 1} requests", f"one for {batch.num_requests}")
+    if plan.offsets.shape[0] != batch.num_requests + 1:
+        raise bad_value("plan", f"one for {plan.offsets.shape[0] - 1} requests", f"one for {batch.num_requests}")
     if plan.capacity.num_tokens < num_tokens:
         raise bad_value("plan", f"a capacity of {plan.capacity.num_tokens} tokens", f"at least {num_tokens}")
     if batch.num_requests and batch.max_blocks * block_size < plan.capacity.seq_len:

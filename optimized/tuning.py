@@ -26,18 +26,29 @@ class PlanLimits:
     split_base: int  # keys of the shortest split
     split_cost: int  # what one more split costs, in keys
     partial_rows: int  # rows of partial results that all splits together may need
-    block: int  # requests and items that a plan program handles at once
+    share: int  # requests whose items a plan program lists at once
 
 
 # The interpreter pays per program and tile, not per element; small limits let small batches reach every edge.
 INTERPRETER_LIMITS = PlanLimits(
-    decode_tokens=16, tile_tokens=32, split_base=64, split_cost=64, partial_rows=64, block=64
+    decode_tokens=16, tile_tokens=32, split_base=64, split_cost=64, partial_rows=64, share=16
 )
-GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=256, split_cost=128, partial_rows=512, block=256)
+GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=256, split_cost=128, partial_rows=512, share=4)
+
+# Requests that a plan program looks at at once, and its warps. A single warp waits for no other; many requests at once
+# are a table of 16 entries each, which more warps make in less time.
+INTERPRETER_PLAN_BLOCKS = ((64, 1),)
+GPU_PLAN_BLOCKS = ((64, 1), (256, 4), (1024, 8))
 
 
 def plan_limits() -> PlanLimits:
     return INTERPRETER_LIMITS if INTERPRETED else GPU_LIMITS
+
+
+def plan_block(num_requests: int) -> tuple[int, int]:
+    """(requests that a plan program looks at at once, its warps): the smallest that holds them all, or the largest."""
+    blocks = INTERPRETER_PLAN_BLOCKS if INTERPRETED else GPU_PLAN_BLOCKS
+    return next((block for block in blocks if num_requests <= block[0]), blocks[-1])
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pageproof.optimized import Batch, Capacity, make_plan
 from pageproof.optimized.kernels import plan as kernels
-from pageproof.optimized.tuning import GPU_LIMITS, PlanLimits, plan_limits, plan_programs
+from pageproof.optimized.tuning import GPU_LIMITS, PlanLimits, plan_block, plan_limits, plan_programs
 
 WHOLE = 2**30
 
@@ -88,10 +88,33 @@ def test_lists_of_random_batches(pageproof_device: torch.device) -> None:
 
 def test_more_requests_than_sixteen_bits_count(monkeypatch: pytest.MonkeyPatch, pageproof_device: torch.device) -> None:
     if pageproof_device.type == "cpu":  # the interpreter pays by the step, not by the request
-        limits = replace(plan_limits(), block=8192)
+        limits = replace(plan_limits(), share=8192)
+        monkeypatch.setattr("pageproof.optimized.plan.plan_block", lambda num_requests: (8192, 1))
         monkeypatch.setattr("pageproof.optimized.plan.plan_limits", lambda: limits)
     check([(1, i % 3) for i in range(65_537)] + [(18, 40), (2, 70)], pageproof_device)
     check([(17, 17)] * 65_537, pageproof_device)
+
+
+@pytest.mark.parametrize("block", [16, 64, 1024])
+@pytest.mark.parametrize("programs", [1, 5, 64])
+def test_any_number_of_programs_writes_the_same_plan(
+    programs: int, block: int, monkeypatch: pytest.MonkeyPatch, pageproof_device: torch.device
+) -> None:
+    """Shares of several programs, programs without a share, and sums over what other programs list."""
+    limits = replace(plan_limits(), share=4)
+    monkeypatch.setattr("pageproof.optimized.plan.plan_limits", lambda: limits)
+    monkeypatch.setattr("pageproof.optimized.plan.plan_block", lambda num_requests: (block, 2))
+    monkeypatch.setattr("pageproof.optimized.plan.num_programs", lambda device: programs)
+    for name in ("only padding", "at the edges", "one very long"):
+        check(BATCHES[name] + BATCHES["prefill"] * 4, pageproof_device)
+
+
+def test_the_smallest_block_that_holds_all_requests_is_taken() -> None:
+    largest = max(plan_block(2**20))
+    for num_requests in (0, 1, 63, 64, 65, 256, 257, 5000):
+        block, num_warps = plan_block(num_requests)
+        assert num_requests <= block or block == largest
+        assert num_warps.bit_count() == block.bit_count() == 1
 
 
 def check(requests: list[tuple[int, int]], device: torch.device, request_programs: int = 8) -> None:
@@ -106,7 +129,7 @@ def check(requests: list[tuple[int, int]], device: torch.device, request_program
     assert pairs(plan.decode_items, counts[kernels.NUM_DECODE_ITEMS.value]) == wanted["decode"]
     assert pairs(plan.merge_items, counts[kernels.NUM_MERGE_ITEMS.value]) == wanted["merge"]
     assert int(counts[kernels.NUM_PARTIAL_ROWS.value]) <= limits.partial_rows
-    check_partial_rows(requests, plan.offsets[3].tolist(), width, limits)
+    check_partial_rows(requests, plan.offsets.tolist(), width, limits)
 
 
 def check_partial_rows(requests: list[tuple[int, int]], offsets: list[int], width: int, limits: PlanLimits) -> None:

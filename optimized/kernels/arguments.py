@@ -98,7 +98,7 @@ class Outputs(NamedTuple):
 class Partials(NamedTuple):
     """What the splits of a request leave for the merge: rows of (running maximum, sum, weighted values), float32.
 
-    Row `partial_offsets[request] + split * query_len + token` of the request.
+    Row `offsets[request] + split * query_len + token` of the request.
     """
 
     maximum: Tensor  # [partial_rows, num_query_heads]
@@ -107,7 +107,7 @@ class Partials(NamedTuple):
 
 
 class WorkLists(NamedTuple):
-    """What the plan kernels wrote; see plan.Plan."""
+    """What the plan kernel wrote; see plan.Plan."""
 
     counts: Tensor
     offsets: Tensor

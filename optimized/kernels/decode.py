@@ -60,7 +60,7 @@ def walk_splits(step, partials, numbers, SIZES: tl.constexpr, TILE: tl.constexpr
                 store_out(step.outputs, step.scales, out, tile.rows, kv_head, SIZES)
                 store_lse(step.outputs, lse, tile.rows)
             else:
-                first_partial = first_partial_row(step.work.offsets, request, numbers.num_requests)
+                first_partial = first_partial_row(step.work.offsets, request)
                 store_partials(partials, first_partial + split * span.query_len, tile, state, SIZES)
 
 

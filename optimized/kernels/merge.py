@@ -52,7 +52,7 @@ def merge_splits(
         request = tl.load(work.merge_items + 2 * item)
         token = tl.load(work.merge_items + 2 * item + 1)
         span = request_span(requests, request)
-        first_partial = first_partial_row(work.offsets, request, num_requests) + token
+        first_partial = first_partial_row(work.offsets, request) + token
         splits = num_splits(span.seq_len, split_keys)
         values, maximum, total = join_splits(partials, first_partial, span.query_len, splits, head, SIZES)
         if rules.sinks is not None:

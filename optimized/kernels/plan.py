@@ -1,12 +1,17 @@
-"""The plan kernels: from the lengths on the device to the work lists that persistent programs walk.
+"""The plan kernel: from the lengths on the device to the work lists that persistent programs walk.
 
 Requests with few new tokens (decode, speculative verification) are split along their keys and merged; the others
 are tiled along their queries. How long a split is, is decided here from the whole batch: so that programs have as
 much to do as each other, and that the partial results always fit into `partial_rows` rows and no scratch grows with
 requests x length.
+
+No program waits for another: each looks at all requests, sums up what those before its own bring, and lists what its
+own bring. One launch, in which the lengths are the only thing that is waited for.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -19,20 +24,41 @@ NUM_PARTIAL_ROWS = tl.constexpr(3)
 SPLIT_KEYS = tl.constexpr(4)
 MOST_DECODE_TOKENS = tl.constexpr(5)  # of one request of the decode list
 NUM_COUNTS = 6
-NUM_OFFSETS = 4  # rows of `offsets`
 
-# A split this long is never cut: capacities stay below it.
+# A split this long is never cut: capacities stay below it. It is the last level; so many doublings make it.
 WHOLE = tl.constexpr(1 << 30)
+WHOLE_DOUBLINGS = tl.constexpr(30)
 LEVELS = tl.constexpr(16)
+
+ITEMS_STEP = tl.constexpr(32)  # of one request, written at once
+
+
+class Lengths(NamedTuple):
+    """Of some requests; 0 where there is none."""
+
+    query: tl.tensor
+    decode_query: tl.tensor  # 0 for a request that is not in the decode list
+    keys: tl.tensor
+
+
+class Work(NamedTuple):
+    """How much some requests bring to each list."""
+
+    prefill: tl.tensor  # query tiles
+    decode: tl.tensor  # splits
+    merge: tl.tensor  # rows of split requests
+    partial: tl.tensor  # splits x tokens of split requests
 
 
 @triton.jit
-def request_lengths(cu_seqlens_q, seq_lens, requests, num_requests):
+def load_lengths(cu_seqlens_q, seq_lens, requests, num_requests, LIMITS: tl.constexpr):
     mask = requests < num_requests
     start = tl.load(cu_seqlens_q + requests, mask=mask, other=0)
     end = tl.load(cu_seqlens_q + requests + 1, mask=mask, other=0)
-    seq_len = tl.load(seq_lens + requests, mask=mask, other=0)
-    return end - start, tl.maximum(seq_len, 0)
+    keys = tl.load(seq_lens + requests, mask=mask, other=0)
+    query = end - start
+    decode_query = tl.where((query > 0) & (query <= LIMITS.decode_tokens), query, 0)
+    return Lengths(query=query, decode_query=decode_query, keys=tl.maximum(keys, 0))
 
 
 @triton.jit
@@ -42,122 +68,152 @@ def num_splits(seq_len, split_keys):
 
 
 @triton.jit
-def first_partial_row(offsets, request, num_requests):
-    """Where the partial results of a split request begin."""
-    return tl.load(offsets + 3 * (num_requests + 1) + request)
+def num_splits_of(keys, doublings, LIMITS: tl.constexpr):
+    """`num_splits` for a split of split_base * 2^doublings keys, without a division."""
+    shortest = tl.cdiv(keys, LIMITS.split_base)
+    return tl.maximum((shortest + (1 << doublings) - 1) >> doublings, 1)
 
 
 @triton.jit
-def choose_split(cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS: tl.constexpr):
-    """The split length, split_base * 2^level, with which `programs` programs are done first.
+def first_partial_row(offsets, request):
+    """Where the partial results of a split request begin."""
+    return tl.load(offsets + request)
 
-    Only lengths whose partial results fit into `partial_rows` rows are taken. A program takes splits in turn; a split
-    costs its keys, and `split_cost` for what it begins and ends with; a request takes `request_programs` programs at a
-    time. Of equally good lengths the shortest.
+
+@triton.jit
+def sum_both(high, low):
+    """Two sums below 2^31 for one reduction, which the warps wait for each other in."""
+    both = tl.sum((high.to(tl.int64) << 32) + low, 0)
+    return both >> 32, both & 0xFFFFFFFF
+
+
+@triton.jit
+def choose_split(
+    cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """(doublings, most tokens of a decode request): the split, split_base * 2^doublings keys, that is done first.
+
+    Only lengths whose partial results fit into `partial_rows` rows are taken. Each of `programs` programs takes splits
+    in turn; a split costs its keys, and `split_cost` for what it begins and ends with; a request takes
+    `request_programs` programs at a time. Of equally good lengths the shortest.
     """
     levels = tl.arange(0, LEVELS)
-    widths = tl.where(levels == LEVELS - 1, WHOLE, LIMITS.split_base << levels)
-    rows = tl.zeros([LEVELS], tl.int32)
+    doublings = tl.where(levels == LEVELS - 1, WHOLE_DOUBLINGS, levels)
+    rows = tl.zeros([LEVELS], tl.int64)
     items = tl.zeros([LEVELS], tl.int64)
-    keys = tl.zeros([LEVELS], tl.int64)
-    longest = tl.zeros([LEVELS], tl.int64) + 1
-    for start in range(0, num_requests, LIMITS.block):
-        requests = start + tl.arange(0, LIMITS.block)
-        query_len, seq_len = request_lengths(cu_seqlens_q, seq_lens, requests, num_requests)
-        is_decode = (query_len > 0) & (query_len <= LIMITS.decode_tokens)
-        seq_len = tl.where(is_decode, seq_len, 0)
-        splits = tl.where(is_decode[:, None], num_splits(seq_len[:, None], widths[None, :]), 0)
-        # Bounded before the sum, so that long lists of long requests cannot wrap around int32.
-        needed = tl.minimum(tl.where(splits > 1, splits * query_len[:, None], 0), LIMITS.partial_rows + 1)
-        rows = tl.minimum(rows + tl.sum(needed, 0), LIMITS.partial_rows + 1)
-        items += tl.sum(splits.to(tl.int64), 0)
-        keys += tl.sum(seq_len.to(tl.int64), 0)
-        longest = tl.maximum(longest, tl.max(seq_len, 0))
-    length = tl.minimum(widths.to(tl.int64), longest)
-    rounds = tl.cdiv(keys * request_programs, programs * length)
-    cost = rounds * length + LIMITS.split_cost * tl.cdiv(items * request_programs, programs)
+    all_keys = tl.cast(0, tl.int64)
+    longest = 1
+    most_tokens = 0
+    for start in range(0, num_requests, BLOCK):
+        requests = start + tl.arange(0, BLOCK)
+        lengths = load_lengths(cu_seqlens_q, seq_lens, requests, num_requests, LIMITS)
+        tokens = lengths.decode_query
+        keys = tl.where(tokens > 0, lengths.keys, 0)
+        splits = num_splits_of(keys[:, None], doublings[None, :], LIMITS)
+        # Bounded, so that no sum wraps around: one request with more splits is too many rows already.
+        splits = tl.where(tokens[:, None] > 0, tl.minimum(splits, LIMITS.partial_rows + 1), 0)
+        needed = tl.where(splits > 1, splits * tokens[:, None], 0)
+        more_rows, more_items = sum_both(needed, splits)
+        rows += more_rows
+        items += more_items
+        all_keys += tl.sum(keys.to(tl.int64), 0)
+        longest = tl.maximum(longest, tl.max(keys, 0))
+        most_tokens = tl.maximum(most_tokens, tl.max(tokens, 0))
+    length = tl.minimum(tl.where(levels == LEVELS - 1, WHOLE, LIMITS.split_base << levels), longest)
+    most_work = tl.maximum(all_keys, num_requests.to(tl.int64) * (LIMITS.partial_rows + 1)) * request_programs
+    # Both sides of most batches' divisions fit into int32, whose division takes a fraction of the time.
+    if tl.maximum(most_work, programs * tl.cast(longest, tl.int64)) < 1 << 30:
+        rounds = tl.cdiv(all_keys.to(tl.int32) * request_programs, programs * length).to(tl.int64)
+        begun = tl.cdiv(items.to(tl.int32) * request_programs, programs).to(tl.int64)
+    else:
+        rounds = tl.cdiv(all_keys * request_programs, programs * length.to(tl.int64))
+        begun = tl.cdiv(items * request_programs, programs)
+    cost = rounds * length + LIMITS.split_cost * begun
     cost = tl.where(rows <= LIMITS.partial_rows, cost, 1 << 62)
-    return tl.min(tl.where(cost == tl.min(cost, 0), widths, WHOLE), 0)
+    level = tl.argmin(cost, 0, tie_break_left=True)
+    return tl.where(level == LEVELS - 1, WHOLE_DOUBLINGS, level), most_tokens
+
+
+@triton.jit
+def work_of(lengths, doublings, LIMITS: tl.constexpr):
+    splits = tl.where(lengths.decode_query > 0, num_splits_of(lengths.keys, doublings, LIMITS), 0)
+    merge = tl.where(splits > 1, lengths.decode_query, 0)
+    tiles = tl.where(lengths.query > LIMITS.decode_tokens, tl.cdiv(lengths.query, LIMITS.tile_tokens), 0)
+    return Work(prefill=tiles, decode=splits, merge=merge, partial=merge * splits)
+
+
+@triton.jit
+def work_before(cu_seqlens_q, seq_lens, first, doublings, LIMITS: tl.constexpr, BLOCK: tl.constexpr):
+    """What the requests before `first` bring together."""
+    prefill = tl.cast(0, tl.int64)
+    decode = tl.cast(0, tl.int64)
+    merge = tl.cast(0, tl.int64)
+    partial = tl.cast(0, tl.int64)
+    for start in range(0, first, BLOCK):
+        requests = start + tl.arange(0, BLOCK)
+        work = work_of(load_lengths(cu_seqlens_q, seq_lens, requests, first, LIMITS), doublings, LIMITS)
+        more_prefill, more_decode = sum_both(work.prefill, work.decode)
+        more_merge, more_partial = sum_both(work.merge, work.partial)
+        prefill += more_prefill
+        decode += more_decode
+        merge += more_merge
+        partial += more_partial
+    return Work(
+        prefill=prefill.to(tl.int32), decode=decode.to(tl.int32), merge=merge.to(tl.int32), partial=partial.to(tl.int32)
+    )
+
+
+@triton.jit
+def list_items(items, max_items, requests, first_items, num_items):
+    """Write (request, index within the request) for every item of these requests."""
+    for start in range(0, tl.max(num_items, 0), ITEMS_STEP):
+        index = start + tl.arange(0, ITEMS_STEP)[None, :] + tl.zeros_like(requests)[:, None]
+        item = first_items[:, None] + index
+        # Lengths above the capacity bring more items than the lists hold: those are left out, nothing is overrun.
+        mask = (index < num_items[:, None]) & (item < max_items)
+        tl.store(items + 2 * item, requests[:, None] + tl.zeros_like(index), mask=mask)
+        tl.store(items + 2 * item + 1, index, mask=mask)
 
 
 @triton.jit(do_not_specialize=["num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"])
-def count_work(
-    cu_seqlens_q, seq_lens, counts, offsets,
-    num_requests, max_prefill_items, max_decode_items, request_programs, programs, LIMITS: tl.constexpr,
+def write_plan(
+    cu_seqlens_q, seq_lens, counts, offsets, prefill_items, decode_items, merge_items,
+    num_requests, max_prefill_items, max_decode_items, request_programs, programs,
+    LIMITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: how many items each request brings to each list, as running offsets [4, num_requests + 1].
-
-    Rows of `offsets`: prefill items (query tiles), decode items (splits), merge items (rows of split requests),
-    partial rows (splits x tokens of split requests).
-    """
-    split_keys = choose_split(cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS)
-    prefill = 0
-    decode = 0
-    merge = 0
-    partial = 0
-    most_decode_tokens = 0
-    stride = num_requests + 1
-    for start in range(0, num_requests, LIMITS.block):
-        requests = start + tl.arange(0, LIMITS.block)
-        mask = requests < num_requests
-        query_len, seq_len = request_lengths(cu_seqlens_q, seq_lens, requests, num_requests)
-        is_decode = (query_len > 0) & (query_len <= LIMITS.decode_tokens)
-        splits = num_splits(seq_len, split_keys)
-        is_split = is_decode & (splits > 1)
-        tiles = tl.where(
-            query_len > LIMITS.decode_tokens, (query_len + LIMITS.tile_tokens - 1) // LIMITS.tile_tokens, 0
-        )
-        units = tl.where(is_decode, splits, 0)
-        most_decode_tokens = tl.maximum(most_decode_tokens, tl.max(tl.where(is_decode, query_len, 0), 0))
-        merges = tl.where(is_split, query_len, 0)
-        partials = tl.where(is_split, splits * query_len, 0)
-        tl.store(offsets + requests, prefill + tl.cumsum(tiles, 0) - tiles, mask=mask)
-        tl.store(offsets + stride + requests, decode + tl.cumsum(units, 0) - units, mask=mask)
-        tl.store(offsets + 2 * stride + requests, merge + tl.cumsum(merges, 0) - merges, mask=mask)
-        tl.store(offsets + 3 * stride + requests, partial + tl.cumsum(partials, 0) - partials, mask=mask)
-        prefill += tl.sum(tiles, 0)
-        decode += tl.sum(units, 0)
-        merge += tl.sum(merges, 0)
-        partial += tl.sum(partials, 0)
-    tl.store(offsets + num_requests, prefill)
-    tl.store(offsets + stride + num_requests, decode)
-    tl.store(offsets + 2 * stride + num_requests, merge)
-    tl.store(offsets + 3 * stride + num_requests, partial)
-    # Lengths above the capacity bring more items than the lists hold: those are left out, nothing is overrun.
-    tl.store(counts + NUM_PREFILL_ITEMS, tl.minimum(prefill, max_prefill_items))
-    tl.store(counts + NUM_DECODE_ITEMS, tl.minimum(decode, max_decode_items))
-    tl.store(counts + NUM_MERGE_ITEMS, merge)
-    tl.store(counts + NUM_PARTIAL_ROWS, partial)
-    tl.store(counts + SPLIT_KEYS, split_keys)
-    tl.store(counts + MOST_DECODE_TOKENS, most_decode_tokens)
-
-
-@triton.jit
-def list_items(num_items, offsets, items, num_requests, BLOCK: tl.constexpr):
-    """Write (request, index within the request) for every item, by bisection in the running offsets."""
-    for start in range(tl.program_id(0) * BLOCK, num_items, tl.num_programs(0) * BLOCK):
-        item = start + tl.arange(0, BLOCK)
-        mask = item < num_items
-        # The last request whose offset is not above the item; requests without items share their offset with
-        # the next one and so are never the last.
-        low = tl.zeros([BLOCK], tl.int32)
-        high = tl.zeros([BLOCK], tl.int32) + num_requests
-        width = num_requests
-        while width > 0:
-            middle = (low + high + 1) // 2
-            # `high` stays at num_requests only while nothing above was seen; its offset is above every item.
-            below = tl.load(offsets + middle, mask=mask, other=0) <= item
-            low = tl.where(below, middle, low)
-            high = tl.where(below, high, middle - 1)
-            width = width // 2
-        first = tl.load(offsets + low, mask=mask, other=0)
-        tl.store(items + 2 * item, low, mask=mask)
-        tl.store(items + 2 * item + 1, item - first, mask=mask)
-
-
-@triton.jit(do_not_specialize=["num_requests"])
-def list_work(counts, offsets, prefill_items, decode_items, merge_items, num_requests, BLOCK: tl.constexpr):
-    stride = num_requests + 1
-    list_items(tl.load(counts + NUM_PREFILL_ITEMS), offsets, prefill_items, num_requests, BLOCK)
-    list_items(tl.load(counts + NUM_DECODE_ITEMS), offsets + stride, decode_items, num_requests, BLOCK)
-    list_items(tl.load(counts + NUM_MERGE_ITEMS), offsets + 2 * stride, merge_items, num_requests, BLOCK)
+    """The whole plan. A program's share are some requests in a row; behind the last there is one place for the ends."""
+    SHARE: tl.constexpr = LIMITS.share
+    share = tl.cdiv(tl.cdiv(num_requests + 1, SHARE), tl.num_programs(0)) * SHARE
+    first = tl.program_id(0) * share
+    doublings, most_tokens = choose_split(
+        cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS, BLOCK
+    )
+    before = work_before(cu_seqlens_q, seq_lens, tl.minimum(first, num_requests), doublings, LIMITS, BLOCK)
+    prefill = before.prefill
+    decode = before.decode
+    merge = before.merge
+    partial = before.partial
+    for start in range(first, tl.minimum(first + share, num_requests + 1), SHARE):
+        requests = start + tl.arange(0, SHARE)
+        work = work_of(load_lengths(cu_seqlens_q, seq_lens, requests, num_requests, LIMITS), doublings, LIMITS)
+        first_prefill = prefill + tl.cumsum(work.prefill, 0) - work.prefill
+        first_decode = decode + tl.cumsum(work.decode, 0) - work.decode
+        first_merge = merge + tl.cumsum(work.merge, 0) - work.merge
+        first_partial = partial + tl.cumsum(work.partial, 0) - work.partial
+        list_items(prefill_items, max_prefill_items, requests, first_prefill, work.prefill)
+        list_items(decode_items, max_decode_items, requests, first_decode, work.decode)
+        list_items(merge_items, LIMITS.partial_rows, requests, first_merge, work.merge)
+        tl.store(offsets + requests, first_partial, mask=requests <= num_requests)
+        is_end = requests == num_requests
+        split_keys = tl.where(doublings == WHOLE_DOUBLINGS, WHOLE, LIMITS.split_base << doublings)
+        count = counts + tl.zeros_like(requests)
+        tl.store(count + NUM_PREFILL_ITEMS, tl.minimum(first_prefill, max_prefill_items), mask=is_end)
+        tl.store(count + NUM_DECODE_ITEMS, tl.minimum(first_decode, max_decode_items), mask=is_end)
+        tl.store(count + NUM_MERGE_ITEMS, first_merge, mask=is_end)
+        tl.store(count + NUM_PARTIAL_ROWS, first_partial, mask=is_end)
+        tl.store(count + SPLIT_KEYS, split_keys + tl.zeros_like(requests), mask=is_end)
+        tl.store(count + MOST_DECODE_TOKENS, most_tokens + tl.zeros_like(requests), mask=is_end)
+        prefill += tl.sum(work.prefill, 0)
+        decode += tl.sum(work.decode, 0)
+        merge += tl.sum(work.merge, 0)
+        partial += tl.sum(work.partial, 0)

@@ -144,7 +144,7 @@ def store_half(state, work, job, COLUMN: gl.constexpr, SIZES: gl.constexpr):
             store_lse(outputs, lse, tile.rows)
     else:
         partials = job.partials
-        first = first_partial_row(step.work.offsets, work.request, job.numbers.num_requests)
+        first = first_partial_row(step.work.offsets, work.request)
         first += work.split * work.span.query_len
         place = (first + tile.tokens).to(gl.int64) * SIZES.group + tile.rows.heads
         gl.store(partials.weighted + place[:, None] * RANK + columns[None, :], state.weighted, mask=mask[:, None])
