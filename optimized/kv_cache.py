@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import triton
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from .kernels.arguments import DeviceScales, paged_kv, queries, scale
 from .kernels.kv_update import kv_update
 from .kernels.sizes import UpdateSizes
 from .launch import device_guard, require_device
+from .launching import Constants, launch
 from .shapes import padded
 from .tuning import update_heads, update_programs
 
@@ -77,19 +80,28 @@ def update_rows(
     if num_tokens == 0:
         return
     num_heads, head_size, head_size_v = key.shape[1], key.shape[2], value.shape[2]
+    with device_guard(key):
+        launch(
+            kv_update,
+            min(num_tokens, update_programs(key.device)),
+            (queries(key), queries(value), paged_kv(k_cache, v_cache), scales, slot_mapping),
+            (num_tokens,),
+            _constants(num_heads, head_size, head_size_v, k_cache.shape[1]),
+        )
+
+
+@functools.lru_cache(maxsize=1024)
+def _constants(num_heads: int, head_size: int, head_size_v: int, block_size: int) -> Constants:
     sizes = UpdateSizes(
         num_kv_heads=num_heads,
         head_size=head_size,
         head_size_v=head_size_v,
-        block_size=k_cache.shape[1],
+        block_size=block_size,
         padded_head=padded(head_size),
         padded_value=padded(head_size_v),
         heads_step=min(triton.next_power_of_2(num_heads), update_heads()),
     )
-    with device_guard(key):
-        kv_update[(min(num_tokens, update_programs(key.device)),)](
-            queries(key), queries(value), paged_kv(k_cache, v_cache), scales, slot_mapping, num_tokens, SIZES=sizes
-        )
+    return {"SIZES": sizes}
 
 
 def _run_update(

@@ -28,13 +28,13 @@ from .kernels.arguments import (
 from .kernels.decode import decode
 from .kernels.merge import merge_splits
 from .kernels.prefill import prefill
-from .kernels.sizes import Tile
-from .shapes import Shape, attention_sizes, row_sizes, tiles
-from .tile_table import Tiles
+from .launching import launch
+from .shapes import Shape, decode_constants, prefill_constants, row_constants
 from .tuning import num_programs, plan_limits
 
 # Beyond every length; window arithmetic with it stays inside int32.
 LARGEST_WINDOW = 2**30
+_NO_GUARD = contextlib.nullcontext()
 
 
 def require_device(name: str, tensor: Tensor) -> None:
@@ -45,7 +45,10 @@ def require_device(name: str, tensor: Tensor) -> None:
 
 
 def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    """The device of `tensor`, for Triton launches on the current one; mostly it is that already."""
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return _NO_GUARD
+    return torch.cuda.device(tensor.device)
 
 
 class StepArguments(NamedTuple):
@@ -133,10 +136,8 @@ def _launch_prefill(step: Step, shape: Shape, arguments: StepArguments) -> None:
     if hopper_prefill.why_portable(shape, step) is None:
         hopper_prefill.launch(step, shape, arguments.causal, arguments.numbers)
     else:
-        chosen = tiles(shape, prefill=True)
-        prefill[(num_programs(step.outputs.out.device),)](
-            step, *arguments.numbers, SIZES=attention_sizes(shape, arguments.causal), **tile_options(chosen)
-        )
+        programs, numbers = num_programs(step.outputs.out.device), arguments.numbers
+        launch(prefill, programs, (step,), numbers, prefill_constants(shape, arguments.causal))
 
 
 def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments) -> None:
@@ -147,26 +148,10 @@ def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments)
     if hopper_mla.why_portable(shape, step) is None:
         hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers)
     else:
-        chosen = tiles(shape, prefill=False)
-        decode[(programs,)](
-            step,
-            partials,
-            *arguments.numbers,
-            SIZES=attention_sizes(shape, arguments.causal),
-            WIDE=Tile(chosen.wide_m, chosen.block_n) if chosen.wide_m else None,
-            **tile_options(chosen),
-        )
-    merge_splits[(programs,)](
-        step.requests,
-        step.rules,
-        step.scales,
-        step.outputs,
-        partials,
-        step.work,
-        out.shape[0],
-        arguments.numbers.num_requests,
-        SIZES=row_sizes(num_query_heads, shape.head_size_v, shape.group),
-    )
+        launch(decode, programs, (step, partials), arguments.numbers, decode_constants(shape, arguments.causal))
+    groups = (step.requests, step.rules, step.scales, step.outputs, partials, step.work)
+    sizes = row_constants(num_query_heads, shape.head_size_v, shape.group)
+    launch(merge_splits, programs, groups, (out.shape[0], arguments.numbers.num_requests), sizes)
 
 
 def allocate_partials(rows: int, num_query_heads: int, head_size_v: int, device: torch.device) -> Partials:
@@ -176,11 +161,3 @@ def allocate_partials(rows: int, num_query_heads: int, head_size_v: int, device:
     return Partials(
         scratch(rows, num_query_heads), scratch(rows, num_query_heads), scratch(rows, num_query_heads, head_size_v)
     )
-
-
-def tile_options(chosen: Tiles) -> dict[str, Any]:
-    return {
-        "TILE": Tile(chosen.block_m, chosen.block_n),
-        "num_warps": chosen.num_warps,
-        "num_stages": chosen.num_stages,
-    }

@@ -10,7 +10,8 @@ from . import operators
 from .kernels.arguments import outputs
 from .kernels.merge import merge_pair
 from .launch import device_guard, require_device
-from .shapes import row_sizes
+from .launching import launch
+from .shapes import row_constants
 from .tuning import num_programs
 
 
@@ -41,12 +42,12 @@ def _run_merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor, out: 
         return
 
     with device_guard(out):
-        merge_pair[(num_programs(out.device),)](
-            outputs(out_a, lse_a),
-            outputs(out_b, lse_b),
-            outputs(out, lse),
-            num_rows,
-            SIZES=row_sizes(num_query_heads, head_size_v),
+        launch(
+            merge_pair,
+            num_programs(out.device),
+            (outputs(out_a, lse_a), outputs(out_b, lse_b), outputs(out, lse)),
+            (num_rows,),
+            row_constants(num_query_heads, head_size_v),
         )
 
 

@@ -10,7 +10,7 @@ from ..reference.problem import Batch, Rules, Scales
 from ..reference.validation import check_mla_attention, check_mla_attention_decompressed
 from . import operators
 from .call import Call, arithmetic_of, run
-from .kernels.arguments import Scale, latent_kv, queries
+from .kernels.arguments import NO_SCALE, latent_kv, queries
 from .launch import STEP_SCHEMA, launch_step, read_step
 from .plan import Plan
 from .shapes import Shape
@@ -118,7 +118,7 @@ def _run_decompressed(
     )
     arguments = read_step(*flat)
     # The values were scaled before they were rounded; only the output's scale is left for the store.
-    arguments = arguments._replace(scales=arguments.scales._replace(v=Scale()))
+    arguments = arguments._replace(scales=arguments.scales._replace(v=NO_SCALE))
     launch_step(queries(q_nope, q_pe), latent_kv(latent_cache, rank, w_uk, w_uv), shape, arguments)
 
 

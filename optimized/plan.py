@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from ..reference.problem import Batch
 from . import operators
 from .kernels import plan as kernels
 from .launch import device_guard, require_device
-from .tuning import num_programs, plan_block, plan_limits, plan_programs
+from .launching import Constants, launch
+from .tuning import PlanLimits, num_programs, plan_block, plan_limits, plan_programs
 
 # Positions, windows and their sums stay inside int32, and a split of kernels.WHOLE keys is never cut.
 LARGEST_SEQ_LEN = kernels.WHOLE.value - 1
@@ -102,24 +104,27 @@ def _write_plan(
     limits = plan_limits()
     block, num_warps = plan_block(num_requests)
     shares = triton.cdiv(num_requests + 1, limits.share)
+    tensors = (cu_seqlens_q, seq_lens, counts, offsets, prefill_items, decode_items, merge_items)
+    numbers = (
+        num_requests,
+        prefill_items.shape[0],
+        decode_items.shape[0],
+        request_programs,
+        plan_programs(seq_lens.device),
+    )
     with device_guard(seq_lens):
-        kernels.write_plan[(min(shares, num_programs(seq_lens.device)),)](
-            cu_seqlens_q,
-            seq_lens,
-            counts,
-            offsets,
-            prefill_items,
-            decode_items,
-            merge_items,
-            num_requests,
-            prefill_items.shape[0],
-            decode_items.shape[0],
-            request_programs,
-            plan_programs(seq_lens.device),
-            LIMITS=limits,
-            BLOCK=block,
-            num_warps=num_warps,
+        launch(
+            kernels.write_plan,
+            min(shares, num_programs(seq_lens.device)),
+            tensors,
+            numbers,
+            _constants(limits, block, num_warps),
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(limits: PlanLimits, block: int, num_warps: int) -> Constants:
+    return {"LIMITS": limits, "BLOCK": block, "num_warps": num_warps}
 
 
 def check_plan(plan: object, batch: Batch, *, num_tokens: int, block_size: int) -> Plan:

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .kernels.sizes import AttentionSizes, RowSizes
+from .kernels.sizes import AttentionSizes, RowSizes, Tile
+from .launching import Constants
 from .tile_table import Need, Operands, Tiles, choose_tiles
 from .tuning import plan_limits, projection_block, rows_per_step, splits_per_merge_step
 
@@ -71,6 +72,31 @@ def attention_sizes(shape: Shape, causal: bool) -> AttentionSizes:
         causal=causal,
         arithmetic=KINDS[shape.arithmetic],
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def prefill_constants(shape: Shape, causal: bool) -> Constants:
+    return {"SIZES": attention_sizes(shape, causal), **_tile_constants(tiles(shape, prefill=True))}
+
+
+@functools.lru_cache(maxsize=1024)
+def decode_constants(shape: Shape, causal: bool) -> Constants:
+    chosen = tiles(shape, prefill=False)
+    wide = Tile(chosen.wide_m, chosen.block_n) if chosen.wide_m else None
+    return {"SIZES": attention_sizes(shape, causal), "WIDE": wide, **_tile_constants(chosen)}
+
+
+def _tile_constants(chosen: Tiles) -> Constants:
+    return {
+        "TILE": Tile(chosen.block_m, chosen.block_n),
+        "num_warps": chosen.num_warps,
+        "num_stages": chosen.num_stages,
+    }
+
+
+@functools.lru_cache(maxsize=1024)
+def row_constants(num_query_heads: int, head_size_v: int, group: int = 1) -> Constants:
+    return {"SIZES": row_sizes(num_query_heads, head_size_v, group)}
 
 
 def row_sizes(num_query_heads: int, head_size_v: int, group: int = 1) -> RowSizes:

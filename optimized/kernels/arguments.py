@@ -79,11 +79,14 @@ class Scale(NamedTuple):
     stride_head: int | None = None  # 0: one scale for all heads; 1: one per kv head
 
 
+NO_SCALE = Scale()
+
+
 class DeviceScales(NamedTuple):
-    q: Scale = Scale()
-    k: Scale = Scale()
-    v: Scale = Scale()
-    out: Scale = Scale()
+    q: Scale = NO_SCALE
+    k: Scale = NO_SCALE
+    v: Scale = NO_SCALE
+    out: Scale = NO_SCALE
 
 
 class Outputs(NamedTuple):
@@ -139,35 +142,40 @@ class Numbers(NamedTuple):
     bias_stride: int
 
 
-def stride(tensor: Tensor, dim: int) -> int:
+def strides(tensor: Tensor) -> tuple[int, ...]:
     """A dimension of size 1 may carry any stride, as large as it likes; here it gets that of a packed tensor.
 
     Triton compiles anew when a stride is a multiple of 16 and was not before. So a step of one token must not bring
     another kind of stride than a step of two.
     """
-    if tensor.shape[dim] > 1:
-        return tensor.stride(dim)
-    return 1 if dim == tensor.dim() - 1 else tensor.shape[dim + 1] * stride(tensor, dim + 1)
-
-
-def _stride(tensor: Tensor | None, dim: int) -> int | None:
-    return None if tensor is None else stride(tensor, dim)
+    found, shape = tensor.stride(), tensor.shape
+    if 1 not in shape:
+        return found
+    packed, result = 1, []
+    for size, own in zip(reversed(shape), reversed(found), strict=True):
+        result.append(own if size > 1 else packed)
+        packed = size * result[-1]
+    return tuple(reversed(result))
 
 
 def queries(main: Tensor, rope: Tensor | None = None) -> Queries:
-    return Queries(main, stride(main, 0), stride(main, 1), rope, _stride(rope, 0), _stride(rope, 1))
+    token, head, _ = strides(main)
+    if rope is None:
+        return Queries(main, token, head, None, None, None)
+    return Queries(main, token, head, rope, *strides(rope)[:2])
 
 
 def outputs(out: Tensor, lse: Tensor) -> Outputs:
-    return Outputs(out, stride(out, 0), stride(out, 1), lse, stride(lse, 0), stride(lse, 1))
+    (token, head, _), (lse_token, lse_head) = strides(out), strides(lse)
+    return Outputs(out, token, head, lse, lse_token, lse_head)
 
 
 def scale(tensor: Tensor | None) -> Scale:
-    return Scale() if tensor is None else Scale(tensor, int(tensor.numel() > 1))
+    return NO_SCALE if tensor is None else Scale(tensor, int(tensor.numel() > 1))
 
 
 def pages(cache: Tensor) -> Pages:
-    return Pages(cache, *(stride(cache, dim) for dim in range(4)))
+    return Pages(cache, *strides(cache))
 
 
 def paged_kv(k_cache: Tensor, v_cache: Tensor) -> PagedKV:
@@ -176,9 +184,10 @@ def paged_kv(k_cache: Tensor, v_cache: Tensor) -> PagedKV:
 
 def latent_kv(latent_cache: Tensor, rank: int, w_uk: Tensor | None = None, w_uv: Tensor | None = None) -> PagedKV:
     """A latent cache [num_blocks, block_size, kv_lora_rank + qk_rope_head_dim], whose rows every kv head shares."""
-    latent = Pages(latent_cache, stride(latent_cache, 0), stride(latent_cache, 1), 0, stride(latent_cache, 2))
+    block, slot, dim = strides(latent_cache)
+    latent = Pages(latent_cache, block, slot, 0, dim)
     return PagedKV(latent, rope=latent_cache[:, :, rank:], w_uk=_weights(w_uk), w_uv=_weights(w_uv))
 
 
 def _weights(tensor: Tensor | None) -> Weights | None:
-    return None if tensor is None else Weights(tensor, *(stride(tensor, dim) for dim in range(3)))
+    return None if tensor is None else Weights(tensor, *strides(tensor))

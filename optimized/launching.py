@@ -1,0 +1,92 @@
+"""Launching a compiled kernel again: Triton binds, specialises and looks up every argument anew, which costs more than
+all else that a call does on the host. Here what a kernel was compiled for is described once per launch and looked up.
+
+The description is at least as fine as Triton's own: two launches with one description run the same binary. A launch
+that has not been seen goes through Triton, which compiles, and tells which binary it was.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from triton import knobs
+from triton.runtime import driver
+
+from .interpreter import INTERPRETED
+
+# AMD's compiler also asks how much memory lies behind a pointer, which is not described here.
+IS_REMEMBERED = not INTERPRETED and torch.version.hip is None
+MOST_LAUNCHES = 4096
+INT32 = range(-(2**31), 2**31)
+
+Constants = dict[str, Any]
+
+
+class _Launch(NamedTuple):
+    run: Any
+    function: Any
+    packed_metadata: Any
+    constant_values: tuple[Any, ...]  # in the order of the kernel's parameters
+    constants: Constants  # held, so that no other constants get its id
+
+
+_launches: dict[tuple[Any, ...], _Launch] = {}
+
+
+def launch(
+    kernel: Any, programs: int, groups: tuple[Any, ...], numbers: tuple[int | None, ...], constants: Constants
+) -> None:
+    """Run `kernel` on a grid of `programs`, on the current device and stream.
+
+    groups: its first arguments, tensors and NamedTuples of tensors, numbers and None. numbers: the arguments behind
+    them, which the kernel does not specialise. constants: its compile-time arguments, num_warps and num_stages; told
+    apart by identity, so callers keep them. Raises what Triton raises.
+    """
+    if not IS_REMEMBERED:
+        kernel[(programs,)](*groups, *numbers, **constants)
+        return
+    device = driver.active.get_current_device()
+    # Of the kernel its function: Triton hashes a kernel by its source.
+    description: list[Any] = [kernel.fn, id(constants), device]
+    _describe(groups, description)
+    for number in numbers:
+        description.append(number if number is None else number in INT32)
+    # Hooks are a profiler's, and want to be told what only Triton's own launch tells them.
+    is_hooked = knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls
+    known = None if is_hooked else _launches.get(tuple(description))
+    if known is None:
+        compiled = kernel[(programs,)](*groups, *numbers, **constants)
+        _remember(tuple(description), kernel, compiled, constants)
+        return
+    stream = driver.active.get_current_stream(device)
+    # As Triton launches it, without metadata and hooks.
+    known.run(
+        programs, 1, 1, stream, known.function, known.packed_metadata, None, None, None,
+        *groups, *numbers, *known.constant_values,
+    )  # fmt: skip
+
+
+def _remember(description: tuple[Any, ...], kernel: Any, compiled: Any, constants: Constants) -> None:
+    if compiled is None:  # a hook of Triton's kept it from compiling
+        return
+    if len(_launches) >= MOST_LAUNCHES:
+        _launches.clear()
+    values = tuple(constants[name] for name in kernel.arg_names if name in constants)
+    _launches[description] = _Launch(compiled.run, compiled.function, compiled.packed_metadata, values, constants)
+
+
+def _describe(group: tuple[Any, ...], description: list[Any]) -> None:
+    """What a kernel is compiled for: dtypes, alignments, the integers in a group, and where there is nothing."""
+    for each in group:
+        kind = type(each)
+        if kind is int or each is None:
+            description.append(each)
+        elif kind is float:
+            description.append(kind)
+        elif issubclass(kind, tuple):
+            description.append(kind)
+            _describe(each, description)
+        else:
+            description.append(each.dtype)
+            description.append(each.data_ptr() % 16 == 0)
