@@ -28,7 +28,7 @@ from .kernels.arguments import (
 from .kernels.decode import decode
 from .kernels.merge import merge_splits
 from .kernels.prefill import prefill
-from .launching import launch
+from .launching import Description, describe, launch
 from .shapes import Shape, decode_constants, prefill_constants, row_constants
 from .tuning import num_programs, plan_limits
 
@@ -118,40 +118,43 @@ def read_step(
 
 def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepArguments) -> None:
     """One step of attention: prefill, decode, and the merge with the padding, each on a persistent grid."""
-    out = arguments.outputs.out
+    out, numbers = arguments.outputs.out, arguments.numbers
     num_tokens = out.shape[0]
     if num_tokens == 0:
         return
     step = Step(
         queries, cache, arguments.requests, arguments.rules, arguments.scales, arguments.outputs, arguments.work
     )  # fmt: skip
+    num_query_heads = shape.num_kv_heads * shape.group
+    partials = allocate_partials(plan_limits().partial_rows, num_query_heads, shape.head_size_v, out.device)
+    description = describe((step, partials), (*numbers, num_tokens))
     with device_guard(out):
         # A buffer of this few tokens cannot hold a request of the prefill list: a fact of its shape.
         if num_tokens > plan_limits().decode_tokens:
-            _launch_prefill(step, shape, arguments)
-        _launch_decode_and_merge(step, shape, arguments)
+            _launch_prefill(step, shape, arguments, description)
+        _launch_decode(step, partials, shape, arguments, description)
+        groups = (step.requests, step.rules, step.scales, step.outputs, partials, step.work)
+        sizes = row_constants(num_query_heads, shape.head_size_v, shape.group)
+        programs = num_programs(out.device)
+        launch(merge_splits, programs, groups, (num_tokens, numbers.num_requests), sizes, description)
 
 
-def _launch_prefill(step: Step, shape: Shape, arguments: StepArguments) -> None:
+def _launch_prefill(step: Step, shape: Shape, arguments: StepArguments, description: Description) -> None:
     if hopper_prefill.why_portable(shape, step) is None:
         hopper_prefill.launch(step, shape, arguments.causal, arguments.numbers)
     else:
-        programs, numbers = num_programs(step.outputs.out.device), arguments.numbers
-        launch(prefill, programs, (step,), numbers, prefill_constants(shape, arguments.causal))
+        programs, constants = num_programs(step.outputs.out.device), prefill_constants(shape, arguments.causal)
+        launch(prefill, programs, (step,), arguments.numbers, constants, description)
 
 
-def _launch_decode_and_merge(step: Step, shape: Shape, arguments: StepArguments) -> None:
-    out = step.outputs.out
-    num_query_heads = shape.num_kv_heads * shape.group
-    partials = allocate_partials(plan_limits().partial_rows, num_query_heads, shape.head_size_v, out.device)
-    programs = num_programs(out.device)
+def _launch_decode(
+    step: Step, partials: Partials, shape: Shape, arguments: StepArguments, description: Description
+) -> None:
     if hopper_mla.why_portable(shape, step) is None:
         hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers)
     else:
-        launch(decode, programs, (step, partials), arguments.numbers, decode_constants(shape, arguments.causal))
-    groups = (step.requests, step.rules, step.scales, step.outputs, partials, step.work)
-    sizes = row_constants(num_query_heads, shape.head_size_v, shape.group)
-    launch(merge_splits, programs, groups, (out.shape[0], arguments.numbers.num_requests), sizes)
+        programs, constants = num_programs(step.outputs.out.device), decode_constants(shape, arguments.causal)
+        launch(decode, programs, (step, partials), arguments.numbers, constants, description)
 
 
 def allocate_partials(rows: int, num_query_heads: int, head_size_v: int, device: torch.device) -> Partials:

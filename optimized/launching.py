@@ -21,6 +21,8 @@ MOST_LAUNCHES = 4096
 INT32 = range(-(2**31), 2**31)
 
 Constants = dict[str, Any]
+Numbers = tuple[int | None, ...]
+Description = tuple[Any, ...]
 
 
 class _Launch(NamedTuple):
@@ -35,29 +37,32 @@ _launches: dict[tuple[Any, ...], _Launch] = {}
 
 
 def launch(
-    kernel: Any, programs: int, groups: tuple[Any, ...], numbers: tuple[int | None, ...], constants: Constants
+    kernel: Any,
+    programs: int,
+    groups: tuple[Any, ...],
+    numbers: Numbers,
+    constants: Constants,
+    description: Description | None = None,
 ) -> None:
     """Run `kernel` on a grid of `programs`, on the current device and stream.
 
     groups: its first arguments, tensors and NamedTuples of tensors, numbers and None. numbers: the arguments behind
     them, which the kernel does not specialise. constants: its compile-time arguments, num_warps and num_stages; told
-    apart by identity, so callers keep them. Raises what Triton raises.
+    apart by identity, so callers keep them. description: what `describe` says of these groups and numbers, or of more;
+    for callers that launch several kernels with the same. Raises what Triton raises.
     """
     if not IS_REMEMBERED:
         kernel[(programs,)](*groups, *numbers, **constants)
         return
     device = driver.active.get_current_device()
     # Of the kernel its function: Triton hashes a kernel by its source.
-    description: list[Any] = [kernel.fn, id(constants), device]
-    _describe(groups, description)
-    for number in numbers:
-        description.append(number if number is None else number in INT32)
+    key = (kernel.fn, id(constants), device, description or describe(groups, numbers))
     # Hooks are a profiler's, and want to be told what only Triton's own launch tells them.
     is_hooked = knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls
-    known = None if is_hooked else _launches.get(tuple(description))
+    known = None if is_hooked else _launches.get(key)
     if known is None:
         compiled = kernel[(programs,)](*groups, *numbers, **constants)
-        _remember(tuple(description), kernel, compiled, constants)
+        _remember(key, kernel, compiled, constants)
         return
     stream = driver.active.get_current_stream(device)
     # As Triton launches it, without metadata and hooks.
@@ -67,17 +72,25 @@ def launch(
     )  # fmt: skip
 
 
-def _remember(description: tuple[Any, ...], kernel: Any, compiled: Any, constants: Constants) -> None:
+def _remember(key: tuple[Any, ...], kernel: Any, compiled: Any, constants: Constants) -> None:
     if compiled is None:  # a hook of Triton's kept it from compiling
         return
     if len(_launches) >= MOST_LAUNCHES:
         _launches.clear()
     values = tuple(constants[name] for name in kernel.arg_names if name in constants)
-    _launches[description] = _Launch(compiled.run, compiled.function, compiled.packed_metadata, values, constants)
+    _launches[key] = _Launch(compiled.run, compiled.function, compiled.packed_metadata, values, constants)
+
+
+def describe(groups: tuple[Any, ...], numbers: Numbers) -> Description:
+    """What a kernel is compiled for: dtypes, alignments, the integers in a group, and where there is nothing."""
+    if not IS_REMEMBERED:
+        return ()
+    description: list[Any] = [number if number is None else number in INT32 for number in numbers]
+    _describe(groups, description)
+    return tuple(description)
 
 
 def _describe(group: tuple[Any, ...], description: list[Any]) -> None:
-    """What a kernel is compiled for: dtypes, alignments, the integers in a group, and where there is nothing."""
     for each in group:
         kind = type(each)
         if kind is int or each is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pageproof.optimized import launching
-from pageproof.optimized.launching import launch
+from pageproof.optimized.launching import describe, launch
 
 
 class Group(NamedTuple):
@@ -25,11 +25,9 @@ class Kernel:
     arg_names = ("group", "other", "count", "SIZE", "TILE")
 
     def __init__(self) -> None:
+        self.fn = object()
         self.compiles = 0
         self.launches: list[tuple[Any, ...]] = []
-
-    def fn(self) -> None:
-        """Told apart by this."""
 
     def __getitem__(self, grid: tuple[int]) -> Any:
         def first(*arguments: Any, **constants: Any) -> Any:
@@ -105,6 +103,18 @@ def test_what_triton_specialises_is_asked_again(changes: dict[str, Any], kernel:
         launch(kernel, 5, **arguments(**changes))
     assert kernel.compiles == 2
     assert [number for number, *_ in kernel.launches] == [1, 2]
+
+
+def test_kernels_that_share_a_description_keep_their_own_binaries(kernel: Kernel) -> None:
+    other = Kernel()
+    step, other_constants = arguments(), {"SIZE": 16}
+    described = describe(step["groups"], (*step["numbers"], 7))
+    for _ in range(2):
+        launch(kernel, 5, **step, description=described)
+        launch(other, 5, step["groups"][:1], (7,), other_constants, described)
+    assert (kernel.compiles, other.compiles) == (1, 1)
+    assert kernel.launches[0][-3:] == (3, 16, 32)
+    assert other.launches[0][-2:] == (7, 16)
 
 
 def test_another_device_is_another_binary(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:

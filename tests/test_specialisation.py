@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from pageproof.optimized.interpreter import INTERPRETED
 from pageproof.optimized.kernels.arguments import Numbers, latent_kv, outputs, paged_kv, queries, strides
 from pageproof.optimized.kernels.decode import decode
+from pageproof.optimized.kernels.kv_update import kv_update
+from pageproof.optimized.kernels.merge import merge_pair, merge_splits
+from pageproof.optimized.kernels.plan import write_plan
 from pageproof.optimized.kernels.prefill import prefill
 from pageproof.optimized.kernels.sizes import Tile
 from pageproof.optimized.shapes import Shape, attention_sizes, row_sizes
@@ -86,6 +90,27 @@ def test_any_other_size_is_another_kernel(name: str) -> None:
         other = replace(sizes, **{field.name: not found if isinstance(found, bool) else f"{found}0"})
         assert other != sizes, field.name
         assert str(other) != str(sizes), field.name
+
+
+KERNELS = {
+    prefill: Numbers._fields,
+    decode: Numbers._fields,
+    merge_splits: ("num_tokens", "num_requests"),
+    merge_pair: ("num_rows",),
+    kv_update: ("num_tokens",),
+    write_plan: ("num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.fn.__name__)
+def test_numbers_of_a_launch_are_not_specialised(kernel: Any) -> None:
+    """launching.launch does not look at their values. They are what stands between the groups and the constants."""
+    names = [name for name in kernel.arg_names if not name.isupper()]
+    assert names[-len(KERNELS[kernel]) :] == list(KERNELS[kernel])
+    if INTERPRETED:
+        assert list(kernel.kwargs["do_not_specialize"]) == list(KERNELS[kernel])
+    else:
+        assert [each.name for each in kernel.params if each.do_not_specialize] == list(KERNELS[kernel])
 
 
 @pytest.mark.parametrize("kernel", [prefill, decode], ids=["prefill", "decode"])
