@@ -30,7 +30,7 @@ from .kernels.merge import merge_splits
 from .kernels.prefill import prefill
 from .launching import Description, describe, launch
 from .shapes import Shape, decode_constants, prefill_constants, row_constants
-from .tuning import num_programs, plan_limits
+from .tuning import merge_programs, num_programs, plan_limits
 
 # Beyond every length; window arithmetic with it stays inside int32.
 LARGEST_WINDOW = 2**30
@@ -135,7 +135,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
         _launch_decode(step, partials, shape, arguments, description)
         groups = (step.requests, step.rules, step.scales, step.outputs, partials, step.work)
         sizes = row_constants(num_query_heads, shape.head_size_v, shape.group)
-        programs = num_programs(out.device)
+        programs = merge_programs(out.device)
         launch(merge_splits, programs, groups, (num_tokens, numbers.num_requests), sizes, description)
 
 

@@ -101,6 +101,7 @@ def row_constants(num_query_heads: int, head_size_v: int, group: int = 1) -> Con
 
 def row_sizes(num_query_heads: int, head_size_v: int, group: int = 1) -> RowSizes:
     """The compile-time argument of the merges."""
+    columns = padded(head_size_v)
     return RowSizes(
-        num_query_heads, group, head_size_v, padded(head_size_v), rows_per_step(), splits_per_merge_step()
+        num_query_heads, group, head_size_v, columns, rows_per_step(), splits_per_merge_step(columns)
     )  # fmt: skip

@@ -23,10 +23,11 @@ def join_splits(partials, first_partial, query_len, splits, head, SIZES: tl.cons
         split = first + tl.arange(0, SIZES.splits_step)
         mask = split < splits
         place = (first_partial + split * query_len).to(tl.int64) * SIZES.num_query_heads + head
-        maxima = tl.load(partials.maximum + place, mask=mask, other=float("-inf"))
-        totals = tl.load(partials.total + place, mask=mask, other=0.0)
+        # Asked for first, or the assembler lets them wait until the maxima have come.
         pointers = partials.weighted + place[:, None] * SIZES.head_size_v + dims[None, :]
         parts = tl.load(pointers, mask=mask[:, None] & (dims < SIZES.head_size_v)[None, :], other=0.0)
+        maxima = tl.load(partials.maximum + place, mask=mask, other=float("-inf"))
+        totals = tl.load(partials.total + place, mask=mask, other=0.0)
         new_maximum = tl.maximum(maximum, tl.max(maxima, 0))
         stand_in = finite_maximum(new_maximum)
         rescale = tl.exp2(maximum - stand_in)
@@ -41,14 +42,19 @@ def join_splits(partials, first_partial, query_len, splits, head, SIZES: tl.cons
 def merge_splits(
     requests, rules, scales, outputs, partials, work, num_tokens, num_requests, SIZES: tl.constexpr
 ):  # fmt: skip
-    """The rows whose requests were split, and those of no request: a launch of their own would cost 3 us."""
+    """The rows whose requests were split, and those of no request: a launch of their own would cost 3 us.
+
+    A program's rows are neighbours: most are heads of one token, whose plan it then finds in its cache.
+    """
     NUM_QUERY_HEADS: tl.constexpr = SIZES.num_query_heads
-    num_items = tl.load(work.counts + NUM_MERGE_ITEMS) * NUM_QUERY_HEADS
+    num_rows = tl.load(work.counts + NUM_MERGE_ITEMS) * NUM_QUERY_HEADS
     split_keys = tl.load(work.counts + SPLIT_KEYS)
+    share = tl.cdiv(num_rows, tl.num_programs(0))
+    first_row = tl.program_id(0) * share
     one = tl.arange(0, 1)
-    for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        item = index // NUM_QUERY_HEADS
-        head = index % NUM_QUERY_HEADS
+    for row in range(first_row, tl.minimum(first_row + share, num_rows)):
+        item = row // NUM_QUERY_HEADS
+        head = row % NUM_QUERY_HEADS
         request = tl.load(work.merge_items + 2 * item)
         token = tl.load(work.merge_items + 2 * item + 1)
         span = request_span(requests, request)
