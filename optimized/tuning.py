@@ -33,7 +33,7 @@ class PlanLimits:
 INTERPRETER_LIMITS = PlanLimits(
     decode_tokens=16, tile_tokens=32, split_base=64, split_cost=64, partial_rows=64, share=16
 )
-GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=256, split_cost=128, partial_rows=512, share=4)
+GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=128, split_cost=128, partial_rows=512, share=4)
 
 # Requests that a plan program looks at at once, and its warps. A single warp waits for no other; many requests at once
 # are a table of 16 entries each, which more warps make in less time.

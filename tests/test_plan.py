@@ -146,7 +146,8 @@ def check_partial_rows(requests: list[tuple[int, int]], offsets: list[int], widt
 @pytest.mark.parametrize(
     ("requests", "request_programs", "keys"),
     [
-        ([(1, 65536)], 8, 2048),  # 256 splits, once around 264 programs
+        ([(1, 4096)], 8, 128),  # 256 splits: with the next length half of the programs had none
+        ([(1, 65536)], 8, 2048),  # the same, once around 264 programs
         ([(1, 8192)] * 64, 8, 8192),  # 512, just under twice: whole
         ([(1, 16384)] * 40, 8, 4096),  # 320 whole ones would leave most programs idle the second time around
         ([(1, 65536)], 1, 256),
