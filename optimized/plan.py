@@ -13,7 +13,7 @@ from . import operators
 from .kernels import plan as kernels
 from .launch import device_guard, require_device
 from .launching import Constants, launch
-from .tuning import PlanLimits, num_programs, plan_block, plan_limits, plan_programs
+from .tuning import PlanBlock, PlanLimits, num_programs, plan_block, plan_limits, plan_programs
 
 # Positions, windows and their sums stay inside int32, and a split of kernels.WHOLE keys is never cut.
 LARGEST_SEQ_LEN = kernels.WHOLE.value - 1
@@ -101,8 +101,8 @@ def _write_plan(
 ) -> None:
     num_requests = seq_lens.shape[0]
     limits = plan_limits()
-    block, num_warps = plan_block(num_requests)
-    shares = -(-(num_requests + 1) // limits.share)  # triton.cdiv takes 2 us
+    block = plan_block(num_requests)
+    shares = -(-(num_requests + 1) // block.share)  # triton.cdiv takes 2 us
     tensors = (cu_seqlens_q, seq_lens, counts, offsets, prefill_items, decode_items, merge_items)
     numbers = (
         num_requests,
@@ -117,13 +117,13 @@ def _write_plan(
             min(shares, num_programs(seq_lens.device)),
             tensors,
             numbers,
-            _constants(limits, block, num_warps),
+            _constants(limits, block),
         )
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(limits: PlanLimits, block: int, num_warps: int) -> Constants:
-    return {"LIMITS": limits, "BLOCK": block, "num_warps": num_warps}
+def _constants(limits: PlanLimits, block: PlanBlock) -> Constants:
+    return {"LIMITS": limits, "BLOCK": block.requests, "SHARE": block.share, "num_warps": block.num_warps}
 
 
 def check_plan(plan: object, batch: Batch, *, num_tokens: int, block_size: int) -> Plan:

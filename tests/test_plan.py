@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from pageproof.optimized import Batch, Capacity, make_plan
 from pageproof.optimized.kernels import plan as kernels
-from pageproof.optimized.tuning import GPU_LIMITS, PlanLimits, plan_block, plan_limits, plan_programs
+from pageproof.optimized.tuning import GPU_LIMITS, PlanBlock, PlanLimits, plan_block, plan_limits, plan_programs
 
 WHOLE = 2**30
 
@@ -88,9 +87,7 @@ def test_lists_of_random_batches(pageproof_device: torch.device) -> None:
 
 def test_more_requests_than_sixteen_bits_count(monkeypatch: pytest.MonkeyPatch, pageproof_device: torch.device) -> None:
     if pageproof_device.type == "cpu":  # the interpreter pays by the step, not by the request
-        limits = replace(plan_limits(), share=8192)
-        monkeypatch.setattr("pageproof.optimized.plan.plan_block", lambda num_requests: (8192, 1))
-        monkeypatch.setattr("pageproof.optimized.plan.plan_limits", lambda: limits)
+        monkeypatch.setattr("pageproof.optimized.plan.plan_block", lambda num_requests: PlanBlock(8192, 1, 8192))
     check([(1, i % 3) for i in range(65_537)] + [(18, 40), (2, 70)], pageproof_device)
     check([(17, 17)] * 65_537, pageproof_device)
 
@@ -101,20 +98,18 @@ def test_any_number_of_programs_writes_the_same_plan(
     programs: int, block: int, monkeypatch: pytest.MonkeyPatch, pageproof_device: torch.device
 ) -> None:
     """Shares of several programs, programs without a share, and sums over what other programs list."""
-    limits = replace(plan_limits(), share=4)
-    monkeypatch.setattr("pageproof.optimized.plan.plan_limits", lambda: limits)
-    monkeypatch.setattr("pageproof.optimized.plan.plan_block", lambda num_requests: (block, 2))
+    monkeypatch.setattr("pageproof.optimized.plan.plan_block", lambda num_requests: PlanBlock(block, 2, 4))
     monkeypatch.setattr("pageproof.optimized.plan.num_programs", lambda device: programs)
     for name in ("only padding", "at the edges", "one very long"):
         check(BATCHES[name] + BATCHES["prefill"] * 4, pageproof_device)
 
 
 def test_the_smallest_block_that_holds_all_requests_is_taken() -> None:
-    largest = max(plan_block(2**20))
+    largest = plan_block(2**20).requests
     for num_requests in (0, 1, 63, 64, 65, 256, 257, 5000):
-        block, num_warps = plan_block(num_requests)
-        assert num_requests <= block or block == largest
-        assert num_warps.bit_count() == block.bit_count() == 1
+        block = plan_block(num_requests)
+        assert num_requests <= block.requests or block.requests == largest
+        assert all(number.bit_count() == 1 for number in block)
 
 
 def check(requests: list[tuple[int, int]], device: torch.device, request_programs: int = 8) -> None:

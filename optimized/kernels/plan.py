@@ -179,10 +179,9 @@ def list_items(items, max_items, requests, first_items, num_items):
 def write_plan(
     cu_seqlens_q, seq_lens, counts, offsets, prefill_items, decode_items, merge_items,
     num_requests, max_prefill_items, max_decode_items, request_programs, programs,
-    LIMITS: tl.constexpr, BLOCK: tl.constexpr,
+    LIMITS: tl.constexpr, BLOCK: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """The whole plan. A program's share are some requests in a row; behind the last there is one place for the ends."""
-    SHARE: tl.constexpr = LIMITS.share
     share = tl.cdiv(tl.cdiv(num_requests + 1, SHARE), tl.num_programs(0)) * SHARE
     first = tl.program_id(0) * share
     doublings, most_tokens = choose_split(
