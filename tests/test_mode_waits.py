@@ -78,14 +78,15 @@ def test_one_for_each_replay_where_that_is_too_large(
     assert questions == [1] * CASE.replays
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which torch calls a prototype
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="nothing to wait for without a CUDA device")
 @pytest.mark.parametrize("mode", ["full", "piecewise", "breakable", "full_and_piecewise"])
 @pytest.mark.parametrize("operation", ["merge_states", "attention", "update_kv_cache"])
 def test_nothing_waits_while_a_case_is_replayed(mode: str, operation: str) -> None:
     case = replace(CASE, mode=mode).with_spec(operation=operation)
     judge(case, Ours(), "cuda").require()  # compiles
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         begun = begin(case, Ours(), "cuda")
     finally:
         torch.cuda.set_sync_debug_mode("default")
