@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pageproof.oracle import Case, Spec, judge, judging_many, questions
+from pageproof.oracle.adapters.ours import Ours
 from pageproof.oracle.adapters.reference import Reference
 from pageproof.oracle.building.tensors import build
 from pageproof.oracle.campaign.lengths import INTERPRETED
@@ -281,3 +282,12 @@ def test_cases_in_modes_beside_plain_ones(fault: str) -> None:
     assert told[: len(cases)] == list(range(len(cases)))
     if not fault:
         assert told[len(cases) :] == [len(cases) - 1, *range(len(cases))]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of its own modules
+def test_many_compiled_cases_do_not_count_towards_one_limit() -> None:
+    """The compiler gives up after 8 compilations of one function, and each case has two."""
+    spec = Spec(operation="merge_states", dtype="float16")
+    cases = [Case(spec=spec, batch=BATCH, mode="compiled", replays=2, seed=seed) for seed in range(10)]
+    found = [verdict for _, verdict in judge_many(cases, Ours(), "cpu", at=lambda _: None)]
+    assert [verdict.outcome for verdict in found] == [Outcome.AGREES] * 10

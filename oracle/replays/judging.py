@@ -85,16 +85,11 @@ def run_replays(
         with faults_blamed():
             found = matrix.run()
     except NotEmulated as error:
-        matrix.forget()
         return Judgement(outcome=Outcome.DECLINED, reason=f"not emulated on a CPU: {error}")
-    except BaseException:
-        matrix.forget()
-        raise
+    finally:
+        matrix.captures.release()  # CUDA frees a graph that still runs when it is done
     counts = tuple(matrix.counts().items())
-    if found is None:
-        return Replayed(matrix=matrix, counts=counts)
-    matrix.forget()
-    return _judgement(matrix, found, counts)
+    return Replayed(matrix=matrix, counts=counts) if found is None else _judgement(matrix, found, counts)
 
 
 def _judgement(matrix: Matrix, found: Complaint | None, counts: tuple[tuple[str, int], ...]) -> Judgement:

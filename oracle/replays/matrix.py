@@ -83,8 +83,7 @@ class Matrix:
         return self._looked_into(self.answers.hear(replies))
 
     def forget(self) -> None:
-        """Let go of captures and buffers, when it was looked back; the steps that wait have memory of their own."""
-        self.captures.release()
+        """Let go of the buffers, when it was looked back; the steps that wait have memory of their own."""
         self.captures.buckets.clear()
         self.known.clear()
         self.looks.clear()
