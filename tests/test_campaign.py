@@ -16,7 +16,7 @@ from pageproof.oracle import campaign
 from pageproof.oracle.building import pinned
 from pageproof.oracle.campaign import Options, Summary, report, worker
 from pageproof.oracle.campaign.asking import OUT_OF_MEMORY, Asking
-from pageproof.oracle.campaign.controller import DEATHS_PER_GROUP, FRUITLESS_DEATHS, Controller
+from pageproof.oracle.campaign.controller import DEATHS_PER_GROUP, FRUITLESS_DEATHS
 from pageproof.oracle.campaign.findings import Failure, Findings
 from pageproof.oracle.campaign.lengths import INTERPRETED
 from pageproof.oracle.campaign.messages import Assignment, Setup
@@ -30,6 +30,7 @@ from pageproof.oracle.environment import Unusable
 from pageproof.oracle.verdict import Outcome, Verdict
 
 from . import campaign_helpers as helpers
+from .dead_workers import DeadWorker, controller
 
 PLAIN = Case(batch=BatchShape(query_lens=(1, 2), seq_lens=(3, 4)))
 
@@ -125,34 +126,6 @@ def test_a_target_that_cannot_be_judged_is_an_error(changes: dict[str, object], 
     with pytest.raises(Unusable, match=said):
         run(tmp_path, workers=1, **changes)
     assert not list(tmp_path.rglob("inflight*"))
-
-
-class DeadWorker:
-    """A handle whose process ends whenever it is heard, at a case or outside of any."""
-
-    def __init__(self, case: Case | None, task: Assignment | None) -> None:
-        self.case_at_work, self.task = case, task
-        self.connection, self.clock, self.overdue = self, [0.0, 1.0], False
-        self.position, self.ahead = 0, frozenset({2})
-
-    def recv(self) -> object:
-        raise EOFError
-
-    def death(self) -> str:
-        return "gone"
-
-
-class NoPool:
-    def replace(self, handle: object) -> None:
-        pass
-
-
-def controller(folder: Path) -> Controller:
-    options = Options(findings=folder, target="campaign_helpers:Fake")
-    made = Controller(options, Summary(options=options, device="cpu", workers=1, versions={}), [])
-    made.summary.candidate = "fake"
-    made.pool = NoPool()  # type: ignore[assignment]
-    return made
 
 
 def test_a_group_that_costs_too_many_workers_is_left(tmp_path: Path) -> None:

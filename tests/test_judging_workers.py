@@ -39,7 +39,7 @@ def a_worker(folder: Path, monkeypatch: pytest.MonkeyPatch, candidate: str) -> t
     monkeypatch.setattr(lengths, "INTERPRETED", replace(SIZES, together=True))
     setup = Setup(number=0, target=candidate, device="cpu", judge=JUDGE, inflight=folder / "inflight")
     heard = Heard()
-    return worker._Worker(heard, setup, [0.0, 0.0]), heard  # type: ignore[arg-type]
+    return worker._Worker(heard, setup, [0.0, 0.0, 0.0]), heard  # type: ignore[arg-type]
 
 
 def test_a_worker_reports_every_case_of_a_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_the_clock_runs_while_many_are_evaluated(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(questions, "evaluate_together", watched)
     made.run(Assignment(group=Plain(seed=0, index=0, count=12)))
-    ((since, position),) = clocks
+    ((since, position, _),) = clocks
     assert since > 0
     assert position == 10
 

@@ -24,6 +24,7 @@ from .summary import Options, Summary
 
 TICK_SECONDS = 0.25
 DEATHS_PER_GROUP = 3  # of workers; after these the rest of a group is left
+UNEXPLAINED = "(in this case, or in one that was issued before it and still ran; judged one by one none of them failed)"
 FRUITLESS_DEATHS = 3  # outside of any case and in a row; after these the campaign gives up
 PAST_SHARE = 0.5  # of the time, at most, for the cases of earlier campaigns
 
@@ -67,6 +68,8 @@ class Controller:
             self.summary.broken = str(error)  # what was found until then is not thrown away
         finally:
             self._look_at_the_time()
+            for task in self.resumed:  # for which there was no time
+                self._say_unexplained(task)
             self.pool.close()
             self.shrinker.close()
 
@@ -180,10 +183,13 @@ class Controller:
             self.summary.findings.add(failure)
         for signature, times in report.repeats.items():
             self.summary.findings.repeat(signature, times)
+        if isinstance(handle.task, Assignment) and (report.failures or report.repeats):
+            handle.task = replace(handle.task, suspect=None)  # a death is explained
         if report.done:
+            self._say_unexplained(handle.task)
             handle.task = None
         elif report.lost:
-            self._resume(handle, frozenset())
+            self._resume(handle, frozenset(), report.suspect)
             self.pool.replace(handle)
 
     def _tell(self, handle: Handle, verdict: Verdict) -> None:
@@ -230,7 +236,10 @@ class Controller:
             outcome = Outcome.TIMED_OUT if handle.overdue else Outcome.CRASHED
             name, target = self.summary.candidate, self.options.target
             verdict = Verdict(outcome=outcome, case=case, candidate=name, target=target, reason=death)
-            self._count_dead(handle, verdict)
+            if handle.is_sure:
+                self._count_dead(handle, verdict)
+            else:
+                self._resume(handle, frozenset(), verdict)
         if handle is self.planner:
             self.planner = None
         self.pool.replace(handle)
@@ -246,14 +255,26 @@ class Controller:
             self.summary.findings.add(Failure.of(verdict))
         self._resume(handle, frozenset({int(handle.clock[1])}))
 
-    def _resume(self, handle: Handle, skip: frozenset[int]) -> None:
+    def _say_unexplained(self, task: Assignment | Trial | None) -> None:
+        """A worker died over several cases of the group, and one by one none of them failed."""
+        if isinstance(task, Assignment) and task.suspect is not None:
+            verdict = replace(task.suspect, reason=f"{task.suspect.reason}\n{UNEXPLAINED}")
+            self.summary.tally.add(verdict, MODEL, triples=self.options.nightly)
+            self.summary.findings.add(Failure.of(verdict))
+
+    def _resume(self, handle: Handle, skip: frozenset[int], suspect: Verdict | None = None) -> None:
+        """Give the rest of a group to another worker, which judges its cases one by one.
+
+        suspect: the verdict, if it is not sure whose it is; it is told if none of those cases fails.
+        """
         task = handle.task
         if isinstance(task, Trial):
             self.shrinker.ask_again(task)
         elif task is not None:
             skip = task.skip | handle.ahead | skip
-            rest = replace(task, start=handle.position, skip=skip, deaths=task.deaths + 1)
+            rest = replace(task, start=handle.position, skip=skip, deaths=task.deaths + 1, suspect=suspect)
             if rest.deaths >= DEATHS_PER_GROUP and not self.options.given:
+                self._say_unexplained(rest)
                 self.summary.abandoned += 1
             else:
                 self.resumed.append(rest)

@@ -45,6 +45,7 @@ class Assignment:
     deaths: int = 0  # of workers, in this group
     banned: frozenset[Trait] = frozenset()
     stop_at: float = float("inf")  # time.monotonic(), which all processes share
+    suspect: Verdict | None = None  # of the case over which a worker died, or of one that still ran beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +92,4 @@ class Report:
     verdicts: list[Verdict] = field(default_factory=list)  # where the group was given, not drawn
     done: bool = False  # with the group
     lost: bool = False  # the device: the process ends after this report
+    suspect: Verdict | None = None  # of the case over which it was, or of one that still ran beside it: not counted

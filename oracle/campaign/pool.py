@@ -28,7 +28,7 @@ class Handle:
     setup: Setup
     process: BaseProcess
     connection: Connection
-    clock: Any  # shared: [time.monotonic() at the start of the case at work or 0, its position]
+    clock: Any  # shared: [time.monotonic() at the start of the case at work or 0, its position, others may still run]
     started: float
     ready: bool = False
     task: Assignment | Trial | None = None
@@ -41,6 +41,11 @@ class Handle:
         """On the case at work, or on starting up; 0 between cases."""
         since = self.clock[0] if self.ready else self.started
         return time.monotonic() - since if since else 0.0
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether what befalls the worker is the doing of the case at work, or else of one issued before it."""
+        return not self.clock[2]
 
     @property
     def case_at_work(self) -> Case | None:
@@ -96,7 +101,7 @@ class Pool:
 
     def _start(self, setup: Setup) -> Handle:
         here, there = self._context.Pipe()
-        clock = self._context.RawArray("d", 2)
+        clock = self._context.RawArray("d", 3)
         name = f"pageproof-worker-{setup.number}"
         process = self._context.Process(target=main, args=(there, setup, clock), name=name, daemon=True)
         process.start()

@@ -22,7 +22,7 @@ import torch
 from ..adapters import find
 from ..building import pinned
 from ..candidate import plan_of
-from ..case import Case
+from ..case import MODES, Case
 from ..environment import Unusable, describe_device
 from ..judging_many import TOGETHER
 from ..verdict import Outcome, Verdict
@@ -40,7 +40,7 @@ FAR_PLACES = 2  # workers that may hold a case with far pages at a time
 
 
 def main(connection: Connection, setup: Setup, clock: Any) -> None:
-    """Answer messages until the campaign hangs up. `clock` is shared: [start of the case at work, its position]."""
+    """Answer messages until the campaign hangs up. `clock` is shared: see `pool.Handle`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the campaign stops its workers itself
     torch.set_num_threads(1)
     try:
@@ -101,6 +101,10 @@ class _Worker:
         noted = set(task.skip)
         given = bool(task.group.given)  # given cases are few, and judged in order
         for position, verdict in self._judged(task):
+            if self.clock[2] and verdict.outcome is Outcome.CRASHED and self.asking.device_is_lost():
+                report.lost, report.suspect = True, verdict
+                self.connection.send(report)
+                os._exit(DEVICE_LOST)
             self._note(report, verdict, given=given)
             noted.add(position)
             while report.position in noted:
@@ -138,6 +142,7 @@ class _Worker:
     def _together(self, batch: list[tuple[int, Case]]) -> Iterator[tuple[int, Verdict]]:
         """The same, of cases that wait for one evaluation of all."""
         left, raised = dict(batch), None
+        self.clock[2] = float(any(case.mode != MODES[0] for _, case in batch))  # replays are not waited for
         try:
             for index, verdict in self.asking.together(batch, self._take_off):
                 position, _ = batch[index]
@@ -148,13 +153,18 @@ class _Worker:
         except Exception as error:
             raised = error
         self._tidy()
-        yield from self._one_by_one(left.items()) if raised is None else self._apart(left, raised)
+        if raised is None:
+            self.clock[2] = 0.0
+            yield from self._one_by_one(left.items())
+        else:
+            yield from self._apart(left, raised)
 
     def _apart(self, left: dict[int, Case], raised: Exception) -> Iterator[tuple[int, Verdict]]:
         """What an evaluation of several did not bear: the case that fails alone as well; if none does, the last one."""
         if self.asking.device_is_lost():
             position = int(self.clock[1])  # of the case at work
             yield position, self.asking.crash(left.pop(position), raised)
+        self.clock[2] = 0.0
         failed, last = False, max(left, default=-1)
         for position, verdict in self._one_by_one(left.items()):
             failed = failed or verdict.failed
