@@ -36,6 +36,18 @@ class OneBitOff(Merging):
         return out, off if is_capturing() else lse
 
 
+class AnotherForm(Merging):
+    """What is captured is right; a plain call returns another dtype, be it of the same bytes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        out, lse = super().call(operation, arguments)
+        other = out.view(self.dtype) if self.dtype.itemsize == out.itemsize else out.to(self.dtype)
+        return out if is_capturing() else other, lse
+
+
 class Remembering(Reference):
     """Rows that were stored in these caches once are taken to be there still."""
 
@@ -84,6 +96,14 @@ def test_other_bits_than_those_of_a_plain_call_are_found(device: str) -> None:
     assert "replay 1 of 6" in verdict.reason
     assert "other bits than a plain call's" in verdict.reason
     assert [mismatch.output for mismatch in verdict.mismatches] == ["lse"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float64])
+def test_a_plain_call_of_another_form_is_found(dtype: torch.dtype, device: str) -> None:
+    verdict = judge(CASE, AnotherForm(dtype), device)
+    assert verdict.outcome is Outcome.DIFFERS
+    assert [mismatch.output for mismatch in verdict.mismatches] == ["out"]
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -23,11 +23,6 @@ class Seen:
     wanted: Tensor
     decides: bool = True  # else other bytes may be right too: the reference says
 
-    @property
-    def has_another_size(self) -> bool:
-        """Than it has to have."""
-        return len(self.found) != len(self.wanted)
-
     def complaint(self, known: Known) -> Complaint | None:
         """Of the first layer whose bytes are others."""
         sizes = [sum(tensor.nbytes for tensor in layer.values()) for layer in self.tensors]

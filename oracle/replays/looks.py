@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..building.guards import Guards, difference
+from ..verdict import Outcome
 from .answers import Known
 from .bits import Seen
 from .complaints import Complaint, Kept
@@ -39,8 +40,8 @@ class Look:
 
     @property
     def has_another_form(self) -> bool:
-        """Than a plain call's outputs, or than what the bytes have to be."""
-        return self.outputs.forms != self.known.plain.forms or any(each.has_another_size for each in self.seen)
+        """Than a plain call's outputs: bytes then say nothing."""
+        return self.outputs.forms != self.known.plain.forms
 
     def difference(self) -> Tensor:
         """[] bool on the device: whether any byte is another one than it has to be, if the form is the same."""
@@ -55,6 +56,8 @@ class Look:
 
     def wrong_bits(self) -> Complaint | None:
         """Of what was seen, the first that has not the bits that it has to have."""
+        if self.has_another_form:
+            return Complaint(outcome=Outcome.DIFFERS, reason="outputs of another form than a plain call's")
         return next(filter(None, (each.complaint(self.known) for each in self.seen if each.decides)), None)
 
 
