@@ -64,6 +64,19 @@ class Remembering(Reference):
             super().call(operation, arguments)
 
 
+class WrongOnce(Reference):
+    """In the plain call after the first replay; two calls come before for each of the two captures."""
+
+    modes = MODES
+    calls = 0
+
+    def call(self, operation: str, arguments: dict[str, Any]) -> Any:
+        super().call(operation, arguments)
+        self.calls += 1
+        if self.calls == 2 * 2 + 2:
+            arguments["k_cache"].zero_()
+
+
 class EarlyTail(Full):
     """What the tail made is of outputs that were not finished."""
 
@@ -104,6 +117,15 @@ def test_a_plain_call_of_another_form_is_found(dtype: torch.dtype, device: str) 
     verdict = judge(CASE, AnotherForm(dtype), device)
     assert verdict.outcome is Outcome.DIFFERS
     assert [mismatch.output for mismatch in verdict.mismatches] == ["out"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_of_a_plain_update_that_was_wrong_once_the_replay_is_not_said_to_be(device: str) -> None:
+    case = replace(CASE, mode="piecewise", replays=3).with_spec(operation="update_kv_cache")
+    verdict = judge(case, WrongOnce(), device)
+    assert verdict.outcome is Outcome.REPLAY_DIFFERS
+    assert "replay 1 of 3" in verdict.reason
+    assert verdict.reason.endswith("differs: other bits than a plain call's")
 
 
 @pytest.mark.parametrize("device", DEVICES)

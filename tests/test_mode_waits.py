@@ -94,6 +94,16 @@ def test_nothing_waits_while_a_case_is_replayed(mode: str, operation: str) -> No
     finish(begun).require()
 
 
+def test_all_that_is_kept_of_replays_is_counted() -> None:
+    begun = begin(CASE, Merging(), "cpu")
+    assert isinstance(begun, ReplayRun)
+    waiting = begun.replayed.matrix.looks._looks
+    parts = [small for look in waiting for small in (*look.small, *(layer.small for layer in look.guards))]
+    parts += [each.found for look in waiting for each in look.seen]
+    kept = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+    assert sum(kept.values()) == begun.replayed.matrix.looks.bytes
+
+
 @on_devices
 @pytest.mark.parametrize("limit", [None, *LIMITS], ids=["all", "large", "many"])
 def test_what_was_wrong_is_told_of_its_replay(

@@ -1,6 +1,6 @@
 """The distinct steps of a case that ran, and what the reference says of them: it is asked once for many steps.
 
-Until then a step waits with its memory as it was built and with a plain call's outputs, which its replay has met bit
+Until then a step waits with its memory as it was built and with a plain call's outputs, to which its replay is held bit
 for bit. So no answer is in memory before the candidate has run all steps that it is of.
 """
 
@@ -51,7 +51,7 @@ class Answers:
         self.ratios: dict[str, float] = {}
 
     def wait(self, known: Known) -> None:
-        """The step ran, and its outputs are those of a plain call."""
+        """The step ran, and is held to the bits of a plain call."""
         self._waiting.append(known)
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..bound.together import is_exact
 from .answers import Known
 from .captures import Captured
 from .complaints import Complaint, Kept, Outputs, bytes_of, forms_of, in_layer, other_bits
@@ -21,7 +20,6 @@ class Seen:
     tensors: Sequence[Outputs]
     found: Tensor  # as of `bytes_of`
     wanted: Tensor
-    decides: bool = True  # else other bytes may be right too: the reference says
 
     def complaint(self, known: Known) -> Complaint | None:
         """Of the first layer whose bytes are others."""
@@ -58,9 +56,8 @@ class Bits:
         runner, held = taken.runner, self._held
         outputs, results = bytes_of(*runner.outputs), bytes_of(*runner.results)
         self._held = _Held(taken, results)
-        exact = is_exact(taken.step.case.spec)  # some slots of a cache may hold one thing or another
         seen = [
-            Seen("other bits than a plain call's", runner.outputs, outputs, known.plain.bytes, decides=not exact),
+            Seen("other bits than a plain call's", runner.outputs, outputs, known.plain.bytes),
             Seen("what reads the outputs", runner.results, results, outputs),
         ]
         if held is not None and held.taken.number < taken.number:

@@ -31,7 +31,9 @@ class Look:
 
     @property
     def bytes(self) -> int:
-        return sum(small.nbytes for small in self.small) + sum(each.found.nbytes for each in self.seen)
+        """What is kept for it alone: what the memories held, what they had to hold, and the bytes that were seen."""
+        held = sum(small.nbytes + layer.small.nbytes for small, layer in zip(self.small, self.guards, strict=True))
+        return held + sum(each.found.nbytes for each in self.seen)
 
     @property
     def is_urgent(self) -> bool:
@@ -58,7 +60,7 @@ class Look:
         """Of what was seen, the first that has not the bits that it has to have."""
         if self.has_another_form:
             return Complaint(outcome=Outcome.DIFFERS, reason="outputs of another form than a plain call's")
-        return next(filter(None, (each.complaint(self.known) for each in self.seen if each.decides)), None)
+        return next(filter(None, (each.complaint(self.known) for each in self.seen)), None)
 
 
 class Looks:
