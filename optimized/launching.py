@@ -2,7 +2,8 @@
 all else that a call does on the host. Here what a kernel was compiled for is described once per launch and looked up.
 
 The description is at least as fine as Triton's own: two launches with one description run the same binary. A launch
-that has not been seen goes through Triton, which compiles, and tells which binary it was.
+that has not been seen goes through Triton, which compiles, and tells which binary it was. Switches of Triton's that
+change what it compiles, such as TRITON_DEBUG, are not described: they have to be set before the first launch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MOST_LAUNCHES = 4096
 INT32 = range(-(2**31), 2**31)
 
 Constants = dict[str, Any]
-Numbers = tuple[int | None, ...]
+Integers = tuple[int | None, ...]
 Description = tuple[Any, ...]
 
 
@@ -40,7 +41,7 @@ def launch(
     kernel: Any,
     programs: int,
     groups: tuple[Any, ...],
-    numbers: Numbers,
+    numbers: Integers,
     constants: Constants,
     description: Description | None = None,
 ) -> None:
@@ -54,12 +55,15 @@ def launch(
     if not IS_REMEMBERED:
         kernel[(programs,)](*groups, *numbers, **constants)
         return
+    # Hooks are a profiler's, and want to be told what only Triton's own launch tells them. Nor is it remembered: a
+    # profiler may have had its own instructions compiled in.
+    if _is_hooked(kernel):
+        kernel[(programs,)](*groups, *numbers, **constants)
+        return
     device = driver.active.get_current_device()
     # Of the kernel its function: Triton hashes a kernel by its source.
     key = (kernel.fn, id(constants), device, description or describe(groups, numbers))
-    # Hooks are a profiler's, and want to be told what only Triton's own launch tells them.
-    is_hooked = knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls
-    known = None if is_hooked else _launches.get(key)
+    known = _launches.get(key)
     if known is None:
         compiled = kernel[(programs,)](*groups, *numbers, **constants)
         _remember(key, kernel, compiled, constants)
@@ -72,6 +76,12 @@ def launch(
     )  # fmt: skip
 
 
+def _is_hooked(kernel: Any) -> bool:
+    """Triton has a chain of hooks in either place; a program may have put a hook of its own there, or None."""
+    enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave) or kernel.pre_run_hooks)
+
+
 def _remember(key: tuple[Any, ...], kernel: Any, compiled: Any, constants: Constants) -> None:
     if compiled is None:  # a hook of Triton's kept it from compiling
         return
@@ -81,7 +91,7 @@ def _remember(key: tuple[Any, ...], kernel: Any, compiled: Any, constants: Const
     _launches[key] = _Launch(compiled.run, compiled.function, compiled.packed_metadata, values, constants)
 
 
-def describe(groups: tuple[Any, ...], numbers: Numbers) -> Description:
+def describe(groups: tuple[Any, ...], numbers: Integers) -> Description:
     """What a kernel is compiled for: dtypes, alignments, the integers in a group, and where there is nothing."""
     if not IS_REMEMBERED:
         return ()

@@ -26,6 +26,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.fn = object()
+        self.pre_run_hooks: list[Any] = []
         self.compiles = 0
         self.launches: list[tuple[Any, ...]] = []
 
@@ -124,13 +125,52 @@ def test_another_device_is_another_binary(kernel: Kernel, monkeypatch: pytest.Mo
     assert kernel.compiles == 2
 
 
-@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
-def test_a_profilers_hooks_are_left_to_triton(hook: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+HOOKS = ("launch_enter_hook", "launch_exit_hook")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("of_a_chain", [False, True], ids=["alone", "in a chain"])
+def test_a_profilers_hooks_are_left_to_triton(
+    hook: str, of_a_chain: bool, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     launch(kernel, 5, **arguments())
-    monkeypatch.setattr(getattr(launching.knobs.runtime, hook), "calls", [print])
+    monkeypatch.setattr(launching.knobs.runtime, hook, SimpleNamespace(calls=[print]) if of_a_chain else print)
     launch(kernel, 5, **arguments())
     assert kernel.compiles == 2
     assert not kernel.launches
+
+
+def test_a_kernels_own_hooks_are_left_to_triton(kernel: Kernel) -> None:
+    launch(kernel, 5, **arguments())
+    kernel.pre_run_hooks.append(print)
+    launch(kernel, 5, **arguments())
+    assert kernel.compiles == 2
+    assert not kernel.launches
+
+
+def test_without_hooks_nothing_is_left_to_triton(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    for hook in HOOKS:
+        monkeypatch.setattr(launching.knobs.runtime, hook, None)
+    for _ in range(2):
+        launch(kernel, 5, **arguments())
+    assert (kernel.compiles, len(kernel.launches)) == (1, 1)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_what_was_compiled_for_a_profiler_is_not_launched_without_it(
+    is_known: bool, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may want memory that only the profiler gives it."""
+    if is_known:
+        launch(kernel, 5, **arguments())
+    with monkeypatch.context() as profiled:
+        profiled.setattr(launching.knobs.runtime, HOOKS[0], SimpleNamespace(calls=[print]))
+        launch(kernel, 5, **arguments())
+    instrumented = kernel.compiles
+    for _ in range(2):
+        launch(kernel, 5, **arguments())
+    assert kernel.launches
+    assert all(number != instrumented for number, *_ in kernel.launches)
 
 
 def test_what_is_remembered_stays_small(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
