@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pageproof.optimized import Batch, Capacity, make_plan
+from pageproof.optimized import Batch, Capacity, make_plan, operators
 from pageproof.optimized.kernels import plan as kernels
 from pageproof.optimized.tuning import GPU_LIMITS, PlanBlock, PlanLimits, plan_block, plan_limits, plan_programs
 
@@ -136,6 +136,21 @@ def check_partial_rows(requests: list[tuple[int, int]], offsets: list[int], widt
         assert offset == next_row
         next_row += query_len * splits if is_split else 0
     assert offsets[-1] == next_row
+
+
+@pytest.mark.parametrize("requests", [[(1000, 10), (17, 20), (1, 30)], [(1, 2**31 - 1), (1, 2**30), (2, 100_000)]])
+def test_lengths_above_the_capacity_overrun_no_list(
+    requests: list[tuple[int, int]], pageproof_device: torch.device
+) -> None:
+    """What the lists hold is undefined then; what lies around them stays."""
+    batch = batch_of(requests, pageproof_device)
+    sizes = [(kernels.NUM_COUNTS,), (len(requests) + 1,), (3, 2), (2, 2), (plan_limits().partial_rows, 2)]
+    around = [torch.full((size[0] + 64, *size[1:]), -7, dtype=torch.int32, device=pageproof_device) for size in sizes]
+    written = [tensor[32:-32] for tensor in around]
+    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, 8, *written)
+    assert all(bool((tensor[:32] == -7).all()) and bool((tensor[-32:] == -7).all()) for tensor in around)
+    assert int(written[0][kernels.NUM_PREFILL_ITEMS.value]) <= 3
+    assert int(written[0][kernels.NUM_DECODE_ITEMS.value]) <= 2
 
 
 @pytest.mark.parametrize(
