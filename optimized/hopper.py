@@ -11,13 +11,12 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-import triton
 
 from .kernels.hopper.sizes import CHUNK
+from .launching import TRITON_VERSION
 
 # Gluon is an experimental language of Triton's: of other versions it is not known whether they compile these kernels.
 GLUON_VERSIONS = ("3.6", "3.7")
-TRITON_VERSION = ".".join(triton.__version__.split(".")[:2])
 
 ALIGNMENT = 16  # bytes, of an address or a stride that copies take
 LARGEST_STRIDE = 2**40  # bytes

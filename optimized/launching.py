@@ -11,13 +11,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import triton
 from triton import knobs
 from triton.runtime import driver
 
 from .interpreter import INTERPRETED
 
-# AMD's compiler also asks how much memory lies behind a pointer, which is not described here.
-IS_REMEMBERED = not INTERPRETED and torch.version.hip is None
+TRITON_VERSION = ".".join(triton.__version__.split(".")[:2])
+# How a binary is launched, and how long it stays loaded, is no promise of Triton's: of other versions it is not known.
+KNOWN_VERSIONS = ("3.6", "3.7")
+
+
+def is_remembered(triton_version: str = TRITON_VERSION) -> bool:
+    """Whether launches are; else all go through Triton."""
+    # AMD's compiler also asks how much memory lies behind a pointer, which is not described here.
+    return not INTERPRETED and torch.version.hip is None and triton_version in KNOWN_VERSIONS
+
+
+IS_REMEMBERED = is_remembered()
 MOST_LAUNCHES = 4096
 INT32 = range(-(2**31), 2**31)
 

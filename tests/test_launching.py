@@ -173,6 +173,17 @@ def test_what_was_compiled_for_a_profiler_is_not_launched_without_it(
     assert all(number != instrumented for number, *_ in kernel.launches)
 
 
+@pytest.mark.parametrize(
+    ("version", "is_known"), [("3.5", False), ("3.6", True), ("3.7", True), ("3.8", False), ("3.9", False)]
+)
+def test_only_versions_that_are_launched_so_are_asked(
+    version: str, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "INTERPRETED", False)
+    monkeypatch.setattr("torch.version.hip", None)
+    assert launching.is_remembered(version) is is_known
+
+
 def test_what_is_remembered_stays_small(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "MOST_LAUNCHES", 4)
     for stride in range(20):
