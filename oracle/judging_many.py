@@ -27,8 +27,8 @@ def judge_many(
     """(index of a case, its verdict), for each of them, in the order in which they become known.
 
     at: is told the index of a case before the candidate runs it, and again before anything else is asked of it alone.
-    Raises what `judge` raises; of the cases without a verdict nothing is known then. Replays are not waited for: a fault
-    of the device shows at the case at work or at one after it. `judge` tells it of the case that did it.
+    Raises what `judge` raises; of the cases without a verdict nothing is known then. Replays are not waited for: a
+    fault of the device shows at the case that did it or at one after it; `judge` is sure.
     """
     waiting: list[Waiting] = []
     for index, case in enumerate(cases):

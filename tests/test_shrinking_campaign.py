@@ -82,7 +82,7 @@ def test_a_worker_that_loses_its_device_over_a_case_says_so_and_ends(
     )
     said: list[Any] = []
     ended: list[int] = []
-    made = worker._Worker(SimpleNamespace(send=said.append), setup, [0.0, 0.0])  # type: ignore[arg-type]
+    made = worker._Worker(SimpleNamespace(send=said.append), setup, [0.0, 0.0, 0.0])  # type: ignore[arg-type]
     made.asking.judge = lambda case, *_: Verdict(
         outcome=Outcome.CRASHED, case=case, candidate="fake", reason="illegal access"
     )
