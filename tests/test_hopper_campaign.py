@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pageproof import optimized
 from pageproof.optimized import hopper, hopper_mla, hopper_prefill
@@ -45,20 +46,19 @@ def attention_cases() -> list[Case]:
     return [case for case in drawn if case.spec.operation in ATTENTION_OPERATIONS]
 
 
-def taken(case: Case, choices: list[tuple[bool, bool]]) -> tuple[bool, bool]:
+def taken(case: Case, choices: list[tuple[bool, bool]], device: torch.device) -> tuple[bool, bool]:
     """Whether the case runs the kernels (prefill, MLA decode) for Hopper; asked of a small batch, as none matters."""
     choices.clear()
     small = replace(case, batch=BatchShape(query_lens=(1,), seq_lens=(1,))).with_spec(far_pages=False)
-    getattr(optimized, case.spec.operation)(**build(small, "cpu").arguments)
+    getattr(optimized, case.spec.operation)(**build(small, device).arguments)
     prefill, mla = choices[0]
     lens, few = case.batch.query_lens, GPU_LIMITS.decode_tokens
     return prefill and any(n > few for n in lens), mla and any(0 < n <= few for n in lens)
 
 
-def test_a_gpu_campaign_draws_cases_for_both(choices: list[tuple[bool, bool]]) -> None:
+def test_a_gpu_campaign_draws_cases_for_both(choices: list[tuple[bool, bool]], pageproof_device: torch.device) -> None:
     cases = attention_cases()
-    by_prefill, by_mla = (
-        sum(column) / len(cases) for column in zip(*(taken(case, choices) for case in cases), strict=True)
-    )
+    each = [taken(case, choices, pageproof_device) for case in cases]
+    by_prefill, by_mla = (sum(column) / len(cases) for column in zip(*each, strict=True))
     assert 0.07 < by_prefill < 0.2
     assert 0.03 < by_mla < 0.1

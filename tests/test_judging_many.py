@@ -285,9 +285,9 @@ def test_cases_in_modes_beside_plain_ones(fault: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11 warns of its own modules
-def test_many_compiled_cases_do_not_count_towards_one_limit() -> None:
+def test_many_compiled_cases_do_not_count_towards_one_limit(pageproof_device: torch.device) -> None:
     """The compiler gives up after 8 compilations of one function, and each case has two."""
     spec = Spec(operation="merge_states", dtype="float16")
     cases = [Case(spec=spec, batch=BATCH, mode="compiled", replays=2, seed=seed) for seed in range(10)]
-    found = [verdict for _, verdict in judge_many(cases, Ours(), "cpu", at=lambda _: None)]
+    found = [verdict for _, verdict in judge_many(cases, Ours(), pageproof_device, at=lambda _: None)]
     assert [verdict.outcome for verdict in found] == [Outcome.AGREES] * 10
