@@ -118,7 +118,15 @@ def test_the_suspect_is_told_if_no_case_fails(how: str, tmp_path: Path) -> None:
     assert made.summary.tally.outcomes == {"crashed": 1}
 
 
-def test_it_is_forgotten_if_one_does(tmp_path: Path) -> None:
+def test_a_wrong_value_does_not_explain_it(tmp_path: Path) -> None:
+    made = controller(tmp_path)
+    handle = DeadWorker(None, died(made, Assignment(group=random_group(0, 0, INTERPRETED)), "silently"))
+    own = Failure.of(replace(CRASHED, outcome=Outcome.DIFFERS, case=CASES[0]))
+    made._add(handle, Report(position=4, failures=[own], done=True))  # type: ignore[arg-type]
+    assert {finding.failure.symptom.outcome for finding in made.summary.findings} == {"differs", "crashed"}
+
+
+def test_it_is_forgotten_if_one_crashes(tmp_path: Path) -> None:
     made = controller(tmp_path)
     handle = DeadWorker(None, died(made, Assignment(group=random_group(0, 0, INTERPRETED)), "silently"))
     own = Failure.of(replace(CRASHED, case=CASES[0], reason="its own"))

@@ -183,7 +183,8 @@ class Controller:
             self.summary.findings.add(failure)
         for signature, times in report.repeats.items():
             self.summary.findings.repeat(signature, times)
-        if isinstance(handle.task, Assignment) and (report.failures or report.repeats):
+        seen = {failure.symptom.outcome for failure in report.failures} | {each.outcome for each, _ in report.repeats}
+        if isinstance(handle.task, Assignment) and seen & {Outcome.CRASHED, Outcome.TIMED_OUT}:
             handle.task = replace(handle.task, suspect=None)  # a death is explained
         if report.done:
             self._say_unexplained(handle.task)
