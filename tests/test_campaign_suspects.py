@@ -54,9 +54,9 @@ class Heard:
         self.messages.append(message)
 
 
-def test_a_worker_that_loses_the_device_over_replays_names_a_suspect_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The last report of a worker that loses the device in the first case, after so many deaths in the group."""
     monkeypatch.setattr(lengths, "INTERPRETED", replace(INTERPRETED, together=True))
     setup = Setup(number=0, target="reference", device="cpu", judge=JUDGE, inflight=tmp_path / "inflight")
     heard = Heard()
@@ -64,25 +64,25 @@ def test_a_worker_that_loses_the_device_over_replays_names_a_suspect_only(
     made.candidate = made.asking.candidate = Failing()
     monkeypatch.setattr(type(made.asking), "device_is_lost", lambda _: True)
     monkeypatch.setattr(worker.os, "_exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
-    with pytest.raises(SystemExit, match=str(worker.DEVICE_LOST)):
-        made.run(Assignment(group=Replayed(seed=0, index=0, count=4)))
-    (report,) = heard.messages
+
+    def after(deaths: int) -> Report:
+        with pytest.raises(SystemExit, match=str(worker.DEVICE_LOST)):
+            made.run(Assignment(group=Replayed(seed=0, index=0, count=4), deaths=deaths))
+        (report,) = heard.messages
+        return report
+
+    return after
+
+
+def test_a_worker_that_loses_the_device_over_replays_names_a_suspect_only(lost: Any) -> None:
+    report = lost(deaths=0)
     assert (report.lost, report.position, report.tally.cases, report.failures) == (True, 0, 0, [])
     assert report.suspect is not None
     assert report.suspect.case == CASES[0]
 
 
-def test_judged_one_by_one_it_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lengths, "INTERPRETED", replace(INTERPRETED, together=True))
-    setup = Setup(number=0, target="reference", device="cpu", judge=JUDGE, inflight=tmp_path / "inflight")
-    heard = Heard()
-    made = worker._Worker(heard, setup, [0.0, 0.0, 0.0])  # type: ignore[arg-type]
-    made.candidate = made.asking.candidate = Failing()
-    monkeypatch.setattr(type(made.asking), "device_is_lost", lambda _: True)
-    monkeypatch.setattr(worker.os, "_exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
-    with pytest.raises(SystemExit, match=str(worker.DEVICE_LOST)):
-        made.run(Assignment(group=Replayed(seed=0, index=0, count=4), deaths=1))
-    (report,) = heard.messages
+def test_judged_one_by_one_it_is_told_at_once(lost: Any) -> None:
+    report = lost(deaths=1)
     assert (report.lost, report.suspect, report.tally.outcomes) == (True, None, {"crashed": 1})
 
 

@@ -75,7 +75,7 @@ class Ours:
         )
 
     def plan_of(self, case: Case) -> dict[str, int]:
-        """What the plan kernel writes for this case, by their rules (optimized/kernels/plan.py).
+        """What the plan kernel writes for this case, by its rules (optimized/kernels/plan.py).
 
         Items of the prefill and decode lists, the most splits of one request, splits of which no row sees a key,
         rows whose partial results are merged, rows of partial results, keys of a split, and how many doublings of
