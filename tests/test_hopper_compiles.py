@@ -52,7 +52,7 @@ def test_the_softmax_runs_while_values_are_multiplied(
 MLA_RULES: dict[str, Any] = {"sliding_window": 100, "softcap": 30.0, "alibi": True, "sinks": True}
 
 
-# Pages of 8 slots with every rule are not here: with Triton 3.7 the kernel spills 1,280 bytes for them, and is slower.
+# Pages of 8 slots with every rule are not here: with Triton 3.7 the kernel spills 1,280 bytes for them.
 @pytest.mark.parametrize(
     "options", [{}, {"block_size": 8}, {"dtype": "float16", "group": 71, "block_size": 16} | MLA_RULES], ids=str
 )
