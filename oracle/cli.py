@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--seconds", type=positive(float), default=60.0, help="wall clock, start included (60)")
     fuzz.add_argument("--seed", type=natural, default=0, help="the same seed draws the same cases (0)")
     fuzz.add_argument("--cases", type=positive(int), help="stop after so many cases")
-    fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU at most 16 for each)")
+    fuzz.add_argument("--workers", type=positive(int), help="processes (one per core; on a GPU 1.5, at most 24)")
     fuzz.add_argument("--json", type=Path, metavar="FILE", help="write the whole summary there")
     fuzz.add_argument(
         "--modes",

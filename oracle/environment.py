@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 
 DEVICES = ("cpu", "cuda")
+
+CU_CTX_SCHED_BLOCKING_SYNC = 0x04  # of the CUDA driver's CUctx_flags
 
 _SHOWN = ("torch", "triton", "numpy")
 _VARIABLES = ("TRITON_INTERPRET", "TRITON_DISABLE_LINE_INFO")
@@ -49,6 +52,31 @@ def visible_gpus() -> int:
     """How many GPUs torch sees, asked without initialising CUDA where the driver's library can be asked."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def usable_cores() -> int:
+    """Of the host, those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sleep_while_waiting(device: torch.device) -> None:
+    """Have this process sleep while it waits for a GPU, not ask it again and again: others have use for the core.
+
+    To be called before CUDA is initialised on the device, or after. Where the driver's library is not found, nothing
+    changes.
+    """
+    if device.type != "cuda" or torch.version.cuda is None:
+        return
+    index = device.index or 0
+    with contextlib.suppress(OSError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        driver.cuInit(0)
+        driver.cuDevicePrimaryCtxSetFlags_v2(index, CU_CTX_SCHED_BLOCKING_SYNC)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of a GPU."""
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def nvidia_devices() -> list[str]:

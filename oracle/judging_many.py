@@ -11,12 +11,14 @@ import torch
 
 from .candidate import Candidate
 from .case import Case
+from .environment import memory_of
 from .judging import ReplayRun, Run, begin, finish
 from .questions import ask_together
 from .verdict import Verdict
 
 TOGETHER = 16  # cases at most
-WAITING_BYTES = 1 << 29  # of cases that wait, and of what their evaluation will take, roughly: of each worker
+WAITING_SHARE = 1 / 64  # of a GPU's memory: what cases that wait may take, and their evaluation will, roughly
+WAITING_BYTES = 1 << 29  # the same of a CPU's
 
 Waiting = tuple[int, Run | ReplayRun]  # the index of a case, and how far it is
 
@@ -31,6 +33,8 @@ def judge_many(
     fault of the device shows at the case that did it or at one after it; `judge` is sure.
     """
     waiting: list[Waiting] = []
+    device = torch.device(device)
+    most = WAITING_SHARE * memory_of(device) if device.type == "cuda" else WAITING_BYTES
     for index, case in enumerate(cases):
         at(index)
         begun = begin(case, candidate, device)
@@ -38,7 +42,7 @@ def judge_many(
             yield index, begun
             continue
         waiting.append((index, begun.kept() if isinstance(begun, Run) else begun))
-        if len(waiting) == TOGETHER or sum(each.bytes for _, each in waiting) > WAITING_BYTES:
+        if len(waiting) == TOGETHER or sum(each.bytes for _, each in waiting) > most:
             yield from _settled(waiting, at)
             waiting = []
     yield from _settled(waiting, at)

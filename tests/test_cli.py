@@ -297,11 +297,11 @@ def test_a_terminal_gets_one_live_line() -> None:
     assert "4 cases" in stream.getvalue()
 
 
-def test_a_campaign_asks_for_one_worker_per_core_and_at_most_sixteen_per_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 24)
+def test_a_campaign_has_a_worker_per_core_and_on_gpus_half_as_many_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(24))
     assert runner.workers(Options(), 0) == 24
-    assert runner.workers(Options(), 1) == 16
-    assert runner.workers(Options(), 2) == 24
+    assert runner.workers(Options(), 1) == 24
+    assert runner.workers(Options(), 2) == 36
     assert runner.workers(Options(workers=3), 1) == 3
 
 

@@ -19,6 +19,7 @@ from .realise import realise
 
 WIDE_WINDOWS = ("longest-1", "longest", "longest+1", "large", "inside")
 REDRAWS = 20
+GROUPS_OF_KEY = 0.5  # of the cases of a compile key that has steps with two cache groups at all
 
 # How often random rows have a value, where not all are alike. An off value not named here comes as often as not.
 _WEIGHTS: dict[str, dict[Value, float]] = {
@@ -74,9 +75,10 @@ class Group:
         # Checks are drawn apart, so that a case has the same numbers with one and without.
         stream = f"{self.seed}:{'random' if self.row is None else 'row'}:{self.index}"
         checks = random.Random(f"{stream}:checks")
+        groups = groups_share(random.Random(f"{stream}:cache groups"), sizes)
         for case in self._drawn(model, sizes, random.Random(stream)):
             if self.row is None:  # a relation may need kernels of its own, for which rows do not wait
-                case = with_groups(with_reads(with_check(case, checks, sizes), checks, sizes), sizes)
+                case = with_groups(with_reads(with_check(case, checks, sizes), checks, sizes), groups, sizes)
             yield case
 
     def _drawn(self, model: Model, sizes: Sizes, rng: random.Random) -> Iterator[Case]:
@@ -106,12 +108,17 @@ def with_reads(case: Case, rng: random.Random, sizes: Sizes) -> Case:
     return replace(case, check="reads") if asked and case.check == "answer" and case.mode == MODES[0] else case
 
 
-def with_groups(case: Case, sizes: Sizes) -> Case:
+def groups_share(rng: random.Random, sizes: Sizes) -> float:
+    """Of a compile key's cases, those with a second cache group: of most keys none, as it takes kernels of its own."""
+    return GROUPS_OF_KEY if rng.random() < sizes.groups_share / GROUPS_OF_KEY else 0.0
+
+
+def with_groups(case: Case, share: float, sizes: Sizes) -> Case:
     """The case, or a share of the time, if it attends and is replayed, the same case with a second cache group."""
     if case.mode == MODES[0] or case.spec.operation not in ATTENTION_OPERATIONS:
         return case
     grouped = replace(case, cache_groups=2)
-    drawn = random.Random(f"{case.seed}:cache groups").random() < sizes.groups_share
+    drawn = random.Random(f"{case.seed}:cache groups").random() < share
     affordable = all(total_work(layer.spec, layer.batch, sizes) <= 2 * max(sizes.work) for layer in layers_of(grouped))
     return grouped if drawn and affordable else case
 

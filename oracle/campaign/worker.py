@@ -23,7 +23,7 @@ from ..adapters import find
 from ..building import pinned
 from ..candidate import plan_of
 from ..case import MODES, Case
-from ..environment import Unusable, describe_device
+from ..environment import Unusable, describe_device, memory_of, sleep_while_waiting
 from ..judging_many import TOGETHER
 from ..verdict import Outcome, Verdict
 from .asking import Asking
@@ -35,7 +35,7 @@ from .pairs import MODEL, Model
 
 REPORT_SECONDS = 0.5
 DEVICE_LOST = 71  # exit status of a worker whose device no longer answers
-KEPT_BYTES = 6 << 30  # device memory that a worker may keep for its next cases
+KEPT_SHARE = 1 / 36  # of the device's memory, that a worker may keep for its next cases
 FAR_PLACES = 2  # workers that may hold a case with far pages at a time
 
 
@@ -73,6 +73,7 @@ class _Worker:
     def __init__(self, connection: Connection, setup: Setup, clock: Any) -> None:
         self.connection, self.setup, self.clock = connection, setup, clock
         self.device = torch.device(setup.device)
+        sleep_while_waiting(self.device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         refuse_drift(setup.device)
@@ -199,8 +200,8 @@ class _Worker:
         return lost
 
     def _tidy(self) -> None:
-        """Give back what large cases took: sixteen workers would keep it from each other."""
-        if self.device.type == "cuda" and torch.cuda.memory_reserved() > KEPT_BYTES:
+        """Give back what large cases took: so many workers would keep it from each other."""
+        if self.device.type == "cuda" and torch.cuda.memory_reserved() > KEPT_SHARE * memory_of(self.device):
             torch.cuda.empty_cache()
 
     @contextlib.contextmanager
