@@ -68,7 +68,7 @@ STEP_SCHEMA = (
     "float softmax_scale, bool causal, int? sliding_window, int? right_window, float? softcap, "
     "Tensor? alibi_slopes, Tensor? sinks, Tensor? query_bias, "
     "Tensor? q_scale, Tensor? k_scale, Tensor? v_scale, Tensor? out_scale, "
-    "Tensor counts, Tensor offsets, Tensor prefill_items, Tensor decode_items, Tensor merge_items, "
+    "Tensor counts, Tensor prefill_items, Tensor decode_items, Tensor merge_items, "
     "Tensor(a!) out, Tensor(b!) lse"
 )
 
@@ -90,7 +90,6 @@ def read_step(
     v_scale: Tensor | None,
     out_scale: Tensor | None,
     counts: Tensor,
-    offsets: Tensor,
     prefill_items: Tensor,
     decode_items: Tensor,
     merge_items: Tensor,
@@ -103,7 +102,7 @@ def read_step(
         rules=ScoreRules(softmax_scale, softcap, softcap and 1.0 / softcap, alibi_slopes, sinks, query_bias),
         scales=DeviceScales(scale(q_scale), scale(k_scale), scale(v_scale), scale(out_scale)),
         outputs=outputs(out, lse),
-        work=WorkLists(counts, offsets, prefill_items, decode_items, merge_items),
+        work=WorkLists(counts, prefill_items, decode_items, merge_items),
         numbers=Numbers(
             num_requests=seq_lens.shape[0],
             table_stride=block_table.stride(0),
@@ -133,10 +132,10 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
         if num_tokens > plan_limits().decode_tokens:
             _launch_prefill(step, shape, arguments, description)
         _launch_decode(step, partials, shape, arguments, description)
-        groups = (step.requests, step.rules, step.scales, step.outputs, partials, step.work)
+        groups = (step.rules, step.scales, step.outputs, partials, step.work)
         sizes = row_constants(num_query_heads, shape.head_size_v, shape.group)
         programs = merge_programs(out.device)
-        launch(merge_splits, programs, groups, (num_tokens, numbers.num_requests), sizes, description)
+        launch(merge_splits, programs, groups, (num_tokens,), sizes, description)
 
 
 def _launch_prefill(step: Step, shape: Shape, arguments: StepArguments, description: Description) -> None:

@@ -11,6 +11,7 @@ from ..reference.errors import bad_type, bad_value
 from ..reference.problem import Batch
 from . import operators
 from .kernels import plan as kernels
+from .kernels.work_lists import NUM_COUNTS, RECORD
 from .launch import device_guard, require_device
 from .launching import Constants, launch
 from .tuning import PlanBlock, PlanLimits, num_programs, plan_block, plan_limits, plan_programs
@@ -33,20 +34,21 @@ class Capacity(NamedTuple):
 class Plan(NamedTuple):
     """Work lists on the device. Only their sizes are fixed when it is made; all values follow the lengths.
 
-    counts [6] int32: see kernels/plan.py. offsets [num_requests + 1] int32: where the partial results of each request
-    begin. items [capacity, 2] int32 pairs of (request, index within the request).
+    counts [7] int32 and items [capacity, 8] int32: see kernels/work_lists.py. Both hold all that attention knows of the
+    lengths: it does not look at the batch's own, so whoever changes them plans anew. Given a plan of other lengths it
+    reads the rows, table entries and keys of those, whether they are there or not.
     """
 
     counts: Tensor
-    offsets: Tensor
     prefill_items: Tensor
     decode_items: Tensor
     merge_items: Tensor
+    num_requests: int
     capacity: Capacity
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return self.counts, self.offsets, self.prefill_items, self.decode_items, self.merge_items
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.counts, self.prefill_items, self.decode_items, self.merge_items
 
 
 def make_plan(
@@ -81,10 +83,10 @@ def make_plan(
     new_empty = batch.seq_lens.new_empty
 
     def items(count: int) -> Tensor:
-        return new_empty((max(count, 1), 2))
+        return new_empty((max(count, 1), RECORD.value))
 
-    counts, offsets = new_empty(kernels.NUM_COUNTS), new_empty(batch.num_requests + 1)
-    plan = Plan(counts, offsets, items(num_prefill), items(num_decode), items(limits.partial_rows), capacity)
+    lists = items(num_prefill), items(num_decode), items(limits.partial_rows)
+    plan = Plan(new_empty(NUM_COUNTS), *lists, batch.num_requests, capacity)
     operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)
     return plan
 
@@ -94,7 +96,6 @@ def _write_plan(
     seq_lens: Tensor,
     request_programs: int,
     counts: Tensor,
-    offsets: Tensor,
     prefill_items: Tensor,
     decode_items: Tensor,
     merge_items: Tensor,
@@ -103,7 +104,7 @@ def _write_plan(
     limits = plan_limits()
     block = plan_block(num_requests)
     shares = -(-(num_requests + 1) // block.share)  # triton.cdiv takes 2 us
-    tensors = (cu_seqlens_q, seq_lens, counts, offsets, prefill_items, decode_items, merge_items)
+    tensors = (cu_seqlens_q, seq_lens, counts, prefill_items, decode_items, merge_items)
     numbers = (
         num_requests,
         prefill_items.shape[0],
@@ -130,8 +131,8 @@ def check_plan(plan: object, batch: Batch, *, num_tokens: int, block_size: int) 
     """Raise unless `plan` was made for buffers of these sizes."""
     if not isinstance(plan, Plan):
         raise bad_type("plan", plan, "a Plan from make_plan, or None")
-    if plan.offsets.shape[0] != batch.num_requests + 1:
-        raise bad_value("plan", f"one for {plan.offsets.shape[0] - 1} requests", f"one for {batch.num_requests}")
+    if plan.num_requests != batch.num_requests:
+        raise bad_value("plan", f"one for {plan.num_requests} requests", f"one for {batch.num_requests}")
     if plan.capacity.num_tokens < num_tokens:
         raise bad_value("plan", f"a capacity of {plan.capacity.num_tokens} tokens", f"at least {num_tokens}")
     if batch.num_requests and batch.max_blocks * block_size < plan.capacity.seq_len:
@@ -167,7 +168,7 @@ def _check_lengths(batch: Batch, capacity: Capacity) -> None:
 
 operators.define(
     "make_plan",
-    "Tensor cu_seqlens_q, Tensor seq_lens, int request_programs, Tensor(a!) counts, Tensor(b!) offsets, "
-    "Tensor(c!) prefill_items, Tensor(d!) decode_items, Tensor(e!) merge_items",
+    "Tensor cu_seqlens_q, Tensor seq_lens, int request_programs, Tensor(a!) counts, "
+    "Tensor(b!) prefill_items, Tensor(c!) decode_items, Tensor(d!) merge_items",
     _write_plan,
 )

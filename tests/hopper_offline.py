@@ -62,7 +62,7 @@ def step_arguments(options: dict[str, Any], q: torch.Tensor, size_v: int) -> Any
         per_head if options.get("sinks") else None,
         *(None, None, None, None),
         torch.ones(1) if out_dtype is torch.float8_e4m3fn else None,
-        *(torch.zeros(size, dtype=torch.int32) for size in (6, 3, (8, 2), (8, 2), (8, 2))),
+        *(torch.zeros(size, dtype=torch.int32) for size in (7, (8, 8), (8, 8), (8, 8))),
         torch.zeros(*rows, size_v, dtype=out_dtype),
         torch.zeros(rows),
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pageproof.optimized import Batch, Capacity, make_plan
-from pageproof.optimized.kernels import plan as kernels
+from pageproof.optimized.kernels import work_lists
 from pageproof.optimized.tuning import plan_limits
 from pageproof.oracle import campaign
 from pageproof.oracle.adapters.ours import Ours
@@ -81,12 +81,12 @@ def test_the_plan_on_the_host_is_the_plan_on_the_device(pageproof_device: torch.
         counts = make_plan(batch, capacity, request_programs=case.spec.num_kv_heads).counts.tolist()
         said = Ours().plan_of(case)
         for name, place in {
-            "prefill_tiles": kernels.NUM_PREFILL_ITEMS,
-            "decode_splits": kernels.NUM_DECODE_ITEMS,
-            "merged_rows": kernels.NUM_MERGE_ITEMS,
-            "partial_rows": kernels.NUM_PARTIAL_ROWS,
-            "most_decode_tokens": kernels.MOST_DECODE_TOKENS,
-            "split_keys": kernels.SPLIT_KEYS,
+            "prefill_tiles": work_lists.NUM_PREFILL_ITEMS,
+            "decode_splits": work_lists.NUM_DECODE_ITEMS,
+            "merged_rows": work_lists.NUM_MERGE_ITEMS,
+            "partial_rows": work_lists.NUM_PARTIAL_ROWS,
+            "most_decode_tokens": work_lists.MOST_DECODE_TOKENS,
+            "split_keys": work_lists.SPLIT_KEYS,
         }.items():
             assert said[name] == counts[place.value], (name, requests)
         assert said["split_keys"] in (2**30, plan_limits().split_base << said["split_doublings"])

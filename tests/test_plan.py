@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pageproof.optimized import Batch, Capacity, make_plan, operators
-from pageproof.optimized.kernels import plan as kernels
+from pageproof.optimized.kernels import work_lists
 from pageproof.optimized.tuning import GPU_LIMITS, PlanBlock, PlanLimits, plan_block, plan_limits, plan_programs
 
 WHOLE = 2**30
@@ -56,20 +56,31 @@ def split_width(requests: list[tuple[int, int]], limits: PlanLimits, programs: i
     return min(costs, key=lambda width: (costs[width], width))
 
 
-def wanted_lists(requests: list[tuple[int, int]], width: int, limits: PlanLimits) -> dict[str, list[tuple[int, int]]]:
+def wanted_lists(requests: list[tuple[int, int]], width: int, limits: PlanLimits) -> dict[str, list[tuple[int, ...]]]:
+    """(request, index, first row, new tokens, keys, splits, first row of partial results) of every item."""
     prefill, decode, merge = [], [], []
+    first_row = next_partial = 0
     for request, (query_len, seq_len) in enumerate(requests):
-        splits = splits_of(seq_len, width)
+        is_short = 0 < query_len <= limits.decode_tokens
+        splits = splits_of(seq_len, width) if is_short else 0
+        rest = (first_row, query_len, seq_len, splits, next_partial)
         if query_len > limits.decode_tokens:
-            prefill += [(request, tile) for tile in range(-(-query_len // limits.tile_tokens))]
-        elif query_len > 0:
-            decode += [(request, split) for split in range(splits)]
-            merge += [(request, token) for token in range(query_len) if splits > 1]
+            prefill += [(request, tile, *rest) for tile in range(-(-query_len // limits.tile_tokens))]
+        decode += [(request, split, *rest) for split in range(splits)]
+        if splits > 1:
+            merge += [(request, token, *rest) for token in range(query_len)]
+            # No two splits share a row of scratch.
+            next_partial += query_len * splits
+        first_row += query_len
     return {"prefill": prefill, "decode": decode, "merge": merge}
 
 
-def pairs(items: Tensor, count: Tensor) -> list[tuple[int, int]]:
-    return [(int(request), int(index)) for request, index in items[: int(count)].cpu()]
+def records(items: Tensor, count: Tensor) -> list[tuple[int, ...]]:
+    places = (
+        *(work_lists.REQUEST, work_lists.INDEX, work_lists.FIRST_ROW, work_lists.QUERY_LEN, work_lists.SEQ_LEN),
+        *(work_lists.NUM_SPLITS, work_lists.FIRST_PARTIAL),
+    )
+    return [tuple(record) for record in items[: int(count), [place.value for place in places]].tolist()]
 
 
 @pytest.mark.parametrize("name", BATCHES)
@@ -119,23 +130,24 @@ def check(requests: list[tuple[int, int]], device: torch.device, request_program
     counts = plan.counts.cpu()
     width = split_width(requests, limits, plan_programs(device), request_programs)
     wanted = wanted_lists(requests, width, limits)
-    assert int(counts[kernels.SPLIT_KEYS.value]) == width
-    assert pairs(plan.prefill_items, counts[kernels.NUM_PREFILL_ITEMS.value]) == wanted["prefill"]
-    assert pairs(plan.decode_items, counts[kernels.NUM_DECODE_ITEMS.value]) == wanted["decode"]
-    assert pairs(plan.merge_items, counts[kernels.NUM_MERGE_ITEMS.value]) == wanted["merge"]
-    assert int(counts[kernels.NUM_PARTIAL_ROWS.value]) <= limits.partial_rows
-    check_partial_rows(requests, plan.offsets.tolist(), width, limits)
+    assert int(counts[work_lists.SPLIT_KEYS.value]) == width
+    assert records(plan.prefill_items, counts[work_lists.NUM_PREFILL_ITEMS.value]) == wanted["prefill"]
+    assert records(plan.decode_items, counts[work_lists.NUM_DECODE_ITEMS.value]) == wanted["decode"]
+    assert records(plan.merge_items, counts[work_lists.NUM_MERGE_ITEMS.value]) == wanted["merge"]
+    assert int(counts[work_lists.NUM_ROWS.value]) == sum(query_len for query_len, _ in requests)
+    # A split's partial results are a row for each token.
+    partial_rows = sum(query_len for _, _, _, query_len, _, splits, _ in wanted["decode"] if splits > 1)
+    assert int(counts[work_lists.NUM_PARTIAL_ROWS.value]) == partial_rows <= limits.partial_rows
 
 
-def check_partial_rows(requests: list[tuple[int, int]], offsets: list[int], width: int, limits: PlanLimits) -> None:
-    """No two splits share a row of scratch."""
-    next_row = 0
-    for (query_len, seq_len), offset in zip(requests, offsets, strict=False):
-        splits = splits_of(seq_len, width)
-        is_split = 0 < query_len <= limits.decode_tokens and splits > 1
-        assert offset == next_row
-        next_row += query_len * splits if is_split else 0
-    assert offsets[-1] == next_row
+def test_a_record_is_a_sector_of_memory(pageproof_device: torch.device) -> None:
+    """32 bytes: one load of cold memory brings all of it."""
+    plan = make_plan(batch_of([(1, 1), (20, 30)], pageproof_device), Capacity(21, 2, 30))
+    for items in (plan.prefill_items, plan.decode_items, plan.merge_items):
+        assert items[0].nbytes == 32 == items.stride(0) * items.itemsize
+        assert items.data_ptr() % 32 == 0
+    assert plan.counts.nbytes <= 32
+    assert plan.counts.data_ptr() % 32 == 0
 
 
 @pytest.mark.parametrize("requests", [[(1000, 10), (17, 20), (1, 30)], [(1, 2**31 - 1), (1, 2**30), (2, 100_000)]])
@@ -144,13 +156,13 @@ def test_lengths_above_the_capacity_overrun_no_list(
 ) -> None:
     """What the lists hold is undefined then; what lies around them stays."""
     batch = batch_of(requests, pageproof_device)
-    sizes = [(kernels.NUM_COUNTS,), (len(requests) + 1,), (3, 2), (2, 2), (plan_limits().partial_rows, 2)]
+    sizes = [(work_lists.NUM_COUNTS,), (3, 8), (2, 8), (plan_limits().partial_rows, 8)]
     around = [torch.full((size[0] + 64, *size[1:]), -7, dtype=torch.int32, device=pageproof_device) for size in sizes]
     written = [tensor[32:-32] for tensor in around]
     operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, 8, *written)
     assert all(bool((tensor[:32] == -7).all()) and bool((tensor[-32:] == -7).all()) for tensor in around)
-    assert int(written[0][kernels.NUM_PREFILL_ITEMS.value]) <= 3
-    assert int(written[0][kernels.NUM_DECODE_ITEMS.value]) <= 2
+    assert int(written[0][work_lists.NUM_PREFILL_ITEMS.value]) <= 3
+    assert int(written[0][work_lists.NUM_DECODE_ITEMS.value]) <= 2
 
 
 @pytest.mark.parametrize(
@@ -177,7 +189,7 @@ def test_splits_keep_264_programs_equally_busy(
     monkeypatch.setattr("pageproof.optimized.plan.plan_programs", lambda device: 264)
     capacity = Capacity(len(requests), len(requests), 65536)
     plan = make_plan(batch_of(requests, pageproof_device), capacity, request_programs=request_programs)
-    split = int(plan.counts[kernels.SPLIT_KEYS.value])
+    split = int(plan.counts[work_lists.SPLIT_KEYS.value])
     assert split == split_width(requests, GPU_LIMITS, 264, request_programs) == keys
 
 

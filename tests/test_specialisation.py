@@ -95,7 +95,7 @@ def test_any_other_size_is_another_kernel(name: str) -> None:
 KERNELS = {
     prefill: Numbers._fields,
     decode: Numbers._fields,
-    merge_splits: ("num_tokens", "num_requests"),
+    merge_splits: ("num_tokens",),
     merge_pair: ("num_rows",),
     kv_update: ("num_tokens",),
     write_plan: ("num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"),

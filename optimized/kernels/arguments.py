@@ -101,7 +101,7 @@ class Outputs(NamedTuple):
 class Partials(NamedTuple):
     """What the splits of a request leave for the merge: rows of (running maximum, sum, weighted values), float32.
 
-    Row `offsets[request] + split * query_len + token` of the request.
+    Those of a request's token are rows Item.first_partial + split * query_len + token.
     """
 
     maximum: Tensor  # [partial_rows, num_query_heads]
@@ -113,7 +113,6 @@ class WorkLists(NamedTuple):
     """What the plan kernel wrote; see plan.Plan."""
 
     counts: Tensor
-    offsets: Tensor
     prefill_items: Tensor
     decode_items: Tensor
     merge_items: Tensor

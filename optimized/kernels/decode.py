@@ -10,8 +10,8 @@ import triton.language as tl
 
 from .arguments import Numbers
 from .attend import attend
-from .plan import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
-from .tiles import finish, key_range, query_tile, request_span, store_lse, store_out
+from .tiles import finish, key_range, query_tile, store_lse, store_out
+from .work_lists import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, SPLIT_KEYS, load_item
 
 
 @triton.jit
@@ -44,24 +44,22 @@ def walk_splits(step, partials, numbers, SIZES: tl.constexpr, TILE: tl.constexpr
     num_items = tl.load(counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
     split_keys = tl.load(counts + SPLIT_KEYS)
     for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        item = index // (NUM_KV_HEADS * num_sub_tiles)
+        item = load_item(step.work.decode_items, index // (NUM_KV_HEADS * num_sub_tiles))
+        span = item.span
         kv_head = index // num_sub_tiles % NUM_KV_HEADS
         sub_tile = index % num_sub_tiles
-        request = tl.load(step.work.decode_items + 2 * item)
-        split = tl.load(step.work.decode_items + 2 * item + 1)
-        span = request_span(step.requests, request)
         if sub_tile * TILE.rows < span.query_len * SIZES.group:
-            tile = query_tile(span, request, kv_head, 0, span.query_len, sub_tile, SIZES, TILE)
+            tile = query_tile(span, item.request, kv_head, 0, span.query_len, sub_tile, SIZES, TILE)
             start, end = key_range(tile, span, numbers, SIZES.causal)
-            start, end = split_range(start, end, split, split_keys)
+            start, end = split_range(start, end, item.index, split_keys)
             state = attend(step, numbers, tile, start, end, SIZES, TILE)
-            if num_splits(span.seq_len, split_keys) == 1:
+            if item.num_splits == 1:
                 out, lse = finish(state, step.rules, tile.rows)
                 store_out(step.outputs, step.scales, out, tile.rows, kv_head, SIZES)
                 store_lse(step.outputs, lse, tile.rows)
             else:
-                first_partial = first_partial_row(step.work.offsets, request)
-                store_partials(partials, first_partial + split * span.query_len, tile, state, SIZES)
+                first_partial = item.first_partial + item.index * span.query_len
+                store_partials(partials, first_partial, tile, state, SIZES)
 
 
 @triton.jit(do_not_specialize=Numbers._fields)

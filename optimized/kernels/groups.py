@@ -15,6 +15,16 @@ class Span(NamedTuple):
     seq_len: tl.tensor  # keys
 
 
+class Item(NamedTuple):
+    """A piece of a request's work, out of one of the plan's lists."""
+
+    request: tl.tensor
+    index: tl.tensor  # which piece of the request: a tile of tokens, a split of its keys, or a token to merge
+    span: Span
+    num_splits: tl.tensor  # of the request; 1: its rows are finished where they are attended from, 0: it is prefilled
+    first_partial: tl.tensor  # where the request's partial results begin, if it has more than one split
+
+
 class Rows(NamedTuple):
     """Rows of a tensor [num_tokens, num_query_heads, ...], one per entry."""
 

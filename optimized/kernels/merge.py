@@ -7,8 +7,8 @@ import triton.language as tl
 
 from .groups import Rows
 from .padding import clear_padding
-from .plan import NUM_MERGE_ITEMS, SPLIT_KEYS, first_partial_row, num_splits
-from .tiles import LN_2, LOG2_E, distance_from, finite_maximum, join_sink, log_sum, request_span, store_lse, store_out
+from .tiles import LN_2, LOG2_E, distance_from, finite_maximum, join_sink, log_sum, store_lse, store_out
+from .work_lists import NUM_MERGE_ITEMS, load_item
 
 
 @triton.jit
@@ -38,28 +38,22 @@ def join_splits(partials, first_partial, query_len, splits, head, SIZES: tl.cons
     return values, maximum, total
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_requests"])
-def merge_splits(
-    requests, rules, scales, outputs, partials, work, num_tokens, num_requests, SIZES: tl.constexpr
-):  # fmt: skip
+@triton.jit(do_not_specialize=["num_tokens"])
+def merge_splits(rules, scales, outputs, partials, work, num_tokens, SIZES: tl.constexpr):
     """The rows whose requests were split, and those of no request: a launch of their own would cost 3 us.
 
-    A program's rows are neighbours: most are heads of one token, whose plan it then finds in its cache.
+    A program's rows are neighbours: most are heads of one token, whose record it then finds in its cache.
     """
     NUM_QUERY_HEADS: tl.constexpr = SIZES.num_query_heads
     num_rows = tl.load(work.counts + NUM_MERGE_ITEMS) * NUM_QUERY_HEADS
-    split_keys = tl.load(work.counts + SPLIT_KEYS)
     share = tl.cdiv(num_rows, tl.num_programs(0))
     first_row = tl.program_id(0) * share
     one = tl.arange(0, 1)
     for row in range(first_row, tl.minimum(first_row + share, num_rows)):
-        item = row // NUM_QUERY_HEADS
+        item = load_item(work.merge_items, row // NUM_QUERY_HEADS)
         head = row % NUM_QUERY_HEADS
-        request = tl.load(work.merge_items + 2 * item)
-        token = tl.load(work.merge_items + 2 * item + 1)
-        span = request_span(requests, request)
-        first_partial = first_partial_row(work.offsets, request) + token
-        splits = num_splits(span.seq_len, split_keys)
+        span, token, splits = item.span, item.index, item.num_splits
+        first_partial = item.first_partial + token
         values, maximum, total = join_splits(partials, first_partial, span.query_len, splits, head, SIZES)
         if rules.sinks is not None:
             rescale, maximum, total = join_sink(maximum, total, tl.load(rules.sinks + head))
@@ -68,7 +62,7 @@ def merge_splits(
         rows = Rows(tokens=span.first_row + token + one, heads=head + one, mask=one == 0)
         store_out(outputs, scales, out[None, :], rows, head // SIZES.group, SIZES)
         store_lse(outputs, log_sum(maximum * LN_2, total) + tl.zeros([1], tl.float32), rows)
-    clear_padding(requests.cu_seqlens_q, outputs, num_tokens, num_requests, SIZES)
+    clear_padding(work.counts, outputs, num_tokens, SIZES)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

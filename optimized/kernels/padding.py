@@ -7,14 +7,15 @@ import triton.language as tl
 
 from .groups import Rows
 from .tiles import store_lse
+from .work_lists import NUM_ROWS
 
 
 @triton.jit
-def clear_padding(cu_seqlens_q, outputs, num_tokens, num_requests, SIZES: tl.constexpr):
+def clear_padding(counts, outputs, num_tokens, SIZES: tl.constexpr):
     """Rows that belong to no request: out 0, lse -inf, also beside a sink."""
     BLOCK_T: tl.constexpr = SIZES.rows_step
     BLOCK_V: tl.constexpr = SIZES.padded_value
-    first_row = tl.load(cu_seqlens_q + num_requests)
+    first_row = tl.load(counts + NUM_ROWS)
     dims = tl.arange(0, BLOCK_V)
     zeros = tl.zeros([BLOCK_T, BLOCK_V], tl.float32).to(outputs.out.dtype.element_ty)
     empty = tl.full([BLOCK_T], float("-inf"), tl.float32)

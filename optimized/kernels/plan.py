@@ -16,26 +16,28 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-# Places in `counts`.
-NUM_PREFILL_ITEMS = tl.constexpr(0)
-NUM_DECODE_ITEMS = tl.constexpr(1)
-NUM_MERGE_ITEMS = tl.constexpr(2)
-NUM_PARTIAL_ROWS = tl.constexpr(3)
-SPLIT_KEYS = tl.constexpr(4)
-MOST_DECODE_TOKENS = tl.constexpr(5)  # of one request of the decode list
-NUM_COUNTS = 6
+from .groups import Item, Span
+from .work_lists import (
+    MOST_DECODE_TOKENS,
+    NUM_DECODE_ITEMS,
+    NUM_MERGE_ITEMS,
+    NUM_PARTIAL_ROWS,
+    NUM_PREFILL_ITEMS,
+    NUM_ROWS,
+    SPLIT_KEYS,
+    list_items,
+)
 
 # A split this long is never cut: capacities stay below it. It is the last level; so many doublings make it.
 WHOLE = tl.constexpr(1 << 30)
 WHOLE_DOUBLINGS = tl.constexpr(30)
 LEVELS = tl.constexpr(16)
 
-ITEMS_STEP = tl.constexpr(32)  # of one request, written at once
-
 
 class Lengths(NamedTuple):
     """Of some requests; 0 where there is none."""
 
+    first_row: tl.tensor  # behind the last request: the number of rows
     query: tl.tensor
     decode_query: tl.tensor  # 0 for a request that is not in the decode list
     keys: tl.tensor
@@ -53,31 +55,19 @@ class Work(NamedTuple):
 @triton.jit
 def load_lengths(cu_seqlens_q, seq_lens, requests, num_requests, LIMITS: tl.constexpr):
     mask = requests < num_requests
-    start = tl.load(cu_seqlens_q + requests, mask=mask, other=0)
+    start = tl.load(cu_seqlens_q + requests, mask=requests <= num_requests, other=0)
     end = tl.load(cu_seqlens_q + requests + 1, mask=mask, other=0)
     keys = tl.load(seq_lens + requests, mask=mask, other=0)
-    query = end - start
+    query = tl.where(mask, end - start, 0)
     decode_query = tl.where((query > 0) & (query <= LIMITS.decode_tokens), query, 0)
-    return Lengths(query=query, decode_query=decode_query, keys=tl.maximum(keys, 0))
-
-
-@triton.jit
-def num_splits(seq_len, split_keys):
-    """A request without keys still has one split: its rows must be written."""
-    return tl.maximum((seq_len + split_keys - 1) // split_keys, 1)
+    return Lengths(first_row=start, query=query, decode_query=decode_query, keys=tl.maximum(keys, 0))
 
 
 @triton.jit
 def num_splits_of(keys, doublings, LIMITS: tl.constexpr):
-    """`num_splits` for a split of split_base * 2^doublings keys, without a division."""
+    """How many splits of split_base * 2^doublings keys: one at least, for rows without keys must be written too."""
     shortest = tl.cdiv(keys, LIMITS.split_base)
     return tl.maximum((shortest + (1 << doublings) - 1) >> doublings, 1)
-
-
-@triton.jit
-def first_partial_row(offsets, request):
-    """Where the partial results of a split request begin."""
-    return tl.load(offsets + request)
 
 
 @triton.jit
@@ -163,21 +153,9 @@ def work_before(cu_seqlens_q, seq_lens, first, doublings, LIMITS: tl.constexpr, 
     )
 
 
-@triton.jit
-def list_items(items, max_items, requests, first_items, num_items):
-    """Write (request, index within the request) for every item of these requests."""
-    for start in range(0, tl.max(num_items, 0), ITEMS_STEP):
-        index = start + tl.arange(0, ITEMS_STEP)[None, :] + tl.zeros_like(requests)[:, None]
-        item = first_items[:, None] + index
-        # Lengths above the capacity bring more items than the lists hold: those are left out, nothing is overrun.
-        mask = (index < num_items[:, None]) & (item < max_items)
-        tl.store(items + 2 * item, requests[:, None] + tl.zeros_like(index), mask=mask)
-        tl.store(items + 2 * item + 1, index, mask=mask)
-
-
 @triton.jit(do_not_specialize=["num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"])
 def write_plan(
-    cu_seqlens_q, seq_lens, counts, offsets, prefill_items, decode_items, merge_items,
+    cu_seqlens_q, seq_lens, counts, prefill_items, decode_items, merge_items,
     num_requests, max_prefill_items, max_decode_items, request_programs, programs,
     LIMITS: tl.constexpr, BLOCK: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
@@ -194,15 +172,17 @@ def write_plan(
     partial = before.partial
     for start in range(first, tl.minimum(first + share, num_requests + 1), SHARE):
         requests = start + tl.arange(0, SHARE)
-        work = work_of(load_lengths(cu_seqlens_q, seq_lens, requests, num_requests, LIMITS), doublings, LIMITS)
+        lengths = load_lengths(cu_seqlens_q, seq_lens, requests, num_requests, LIMITS)
+        work = work_of(lengths, doublings, LIMITS)
         first_prefill = prefill + tl.cumsum(work.prefill, 0) - work.prefill
         first_decode = decode + tl.cumsum(work.decode, 0) - work.decode
         first_merge = merge + tl.cumsum(work.merge, 0) - work.merge
         first_partial = partial + tl.cumsum(work.partial, 0) - work.partial
-        list_items(prefill_items, max_prefill_items, requests, first_prefill, work.prefill)
-        list_items(decode_items, max_decode_items, requests, first_decode, work.decode)
-        list_items(merge_items, LIMITS.partial_rows, requests, first_merge, work.merge)
-        tl.store(offsets + requests, first_partial, mask=requests <= num_requests)
+        span = Span(first_row=lengths.first_row, query_len=lengths.query, seq_len=lengths.keys)
+        shared = Item(request=requests, index=None, span=span, num_splits=work.decode, first_partial=first_partial)
+        list_items(prefill_items, max_prefill_items, first_prefill, work.prefill, shared)
+        list_items(decode_items, max_decode_items, first_decode, work.decode, shared)
+        list_items(merge_items, LIMITS.partial_rows, first_merge, work.merge, shared)
         is_end = requests == num_requests
         split_keys = tl.where(doublings == WHOLE_DOUBLINGS, WHOLE, LIMITS.split_base << doublings)
         count = counts + tl.zeros_like(requests)
@@ -210,6 +190,7 @@ def write_plan(
         tl.store(count + NUM_DECODE_ITEMS, tl.minimum(first_decode, max_decode_items), mask=is_end)
         tl.store(count + NUM_MERGE_ITEMS, first_merge, mask=is_end)
         tl.store(count + NUM_PARTIAL_ROWS, first_partial, mask=is_end)
+        tl.store(count + NUM_ROWS, lengths.first_row, mask=is_end)
         tl.store(count + SPLIT_KEYS, split_keys + tl.zeros_like(requests), mask=is_end)
         tl.store(count + MOST_DECODE_TOKENS, most_tokens + tl.zeros_like(requests), mask=is_end)
         prefill += tl.sum(work.prefill, 0)

@@ -7,8 +7,8 @@ import triton.language as tl
 
 from .arguments import Numbers
 from .attend import attend
-from .plan import NUM_PREFILL_ITEMS
-from .tiles import finish, key_range, query_tile, request_span, store_lse, store_out
+from .tiles import finish, key_range, query_tile, store_lse, store_out
+from .work_lists import NUM_PREFILL_ITEMS, load_item
 
 
 @triton.jit(do_not_specialize=Numbers._fields)
@@ -21,14 +21,13 @@ def prefill(
     numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
     num_items = tl.load(step.work.counts + NUM_PREFILL_ITEMS) * NUM_KV_HEADS * SUB_TILES
     for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        item = index // (NUM_KV_HEADS * SUB_TILES)
+        item = load_item(step.work.prefill_items, index // (NUM_KV_HEADS * SUB_TILES))
+        span = item.span
         kv_head = index // SUB_TILES % NUM_KV_HEADS
         sub_tile = index % SUB_TILES
-        request = tl.load(step.work.prefill_items + 2 * item)
-        first_token = tl.load(step.work.prefill_items + 2 * item + 1) * SIZES.tile_tokens
-        span = request_span(step.requests, request)
+        first_token = item.index * SIZES.tile_tokens
         end_token = tl.minimum(first_token + SIZES.tile_tokens, span.query_len)
-        tile = query_tile(span, request, kv_head, first_token, end_token, sub_tile, SIZES, TILE)
+        tile = query_tile(span, item.request, kv_head, first_token, end_token, sub_tile, SIZES, TILE)
         start, end = key_range(tile, span, numbers, SIZES.causal)
         state = attend(step, numbers, tile, start, end, SIZES, TILE)
         out, lse = finish(state, step.rules, tile.rows)

@@ -13,19 +13,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .groups import QueryTile, Rows, Span
+from .groups import QueryTile, Rows
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 FLOAT8_MAX = tl.constexpr(448.0)
-
-
-@triton.jit
-def request_span(requests, request):
-    first_row = tl.load(requests.cu_seqlens_q + request)
-    query_len = tl.load(requests.cu_seqlens_q + request + 1) - first_row
-    seq_len = tl.maximum(tl.load(requests.seq_lens + request), 0)
-    return Span(first_row=first_row, query_len=query_len, seq_len=seq_len)
 
 
 @triton.jit

@@ -56,7 +56,7 @@ MUTANTS = (
         '    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)\n'
         "    return plan\n",
         "    global _first\n"
-        "    if _first is None or _first.offsets.shape != plan.offsets.shape:\n"
+        "    if _first is None or _first.num_requests != plan.num_requests:\n"
         '        operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)\n'
         "        _first = plan\n"
         "    return _first\n\n\n"

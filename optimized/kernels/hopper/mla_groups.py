@@ -8,7 +8,7 @@ import triton.experimental.gluon.language as gl
 import triton.language as tl
 
 from ..arguments import Numbers, Partials, Step
-from ..groups import Span
+from ..groups import Item
 
 
 class Barriers(NamedTuple):
@@ -75,9 +75,7 @@ class Bounds(NamedTuple):
 class Work(NamedTuple):
     """64 rows of a request and a range of its keys; all scalars."""
 
-    request: tl.tensor
-    split: tl.tensor
-    span: Span
+    item: Item
     first_pair: tl.tensor  # the first of the rows, in (token, head) pairs of the request
     first_key: tl.tensor  # where the tiles begin: `start`, or before it on the same page
     start: tl.tensor

@@ -71,11 +71,11 @@ def fill_right(cache, tile, boxes, phase, WITH_ROPE: gl.constexpr):
 def fill_q(queries, q, work, phase, SIZES: gl.constexpr):
     """Rows beyond the request's are another's or, beyond the tensor, zeros: nothing of theirs is stored."""
     if SIZES.group % ROWS == 0:
-        token = work.span.first_row + work.first_pair // SIZES.group
+        token = work.item.span.first_row + work.first_pair // SIZES.group
         head = work.first_pair % SIZES.group
     else:  # the descriptor has all rows (token, head) in one dimension
         token = 0
-        head = work.span.first_row * SIZES.group + work.first_pair
+        head = work.item.span.first_row * SIZES.group + work.first_pair
     mbarrier.wait(q.barriers.empty, phase)
     mbarrier.expect(q.barriers.full, RANK // CHUNK * CHUNK_BYTES)
     for chunk in gl.static_range(HALF // CHUNK):

@@ -12,7 +12,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..groups import State
-from ..plan import SPLIT_KEYS, first_partial_row, num_splits
 from ..tiles import LOG2_E, finish, shape_scores, store_lse, visible_keys
 from .layouts import CHUNK, synchronise
 from .mla_layouts import COPIED, HALF, KEYS, OUTPUT, RANK, ROPE, ROWS, SCORES, SWIZZLED
@@ -132,8 +131,7 @@ def store_half(state, work, job, COLUMN: gl.constexpr, SIZES: gl.constexpr):
     tile = query_rows(work, OUTPUT, SIZES)
     mask = tile.rows.mask
     columns = COLUMN + gl.arange(0, HALF, layout=gl.SliceLayout(0, OUTPUT))
-    split_keys = gl.load(step.work.counts + SPLIT_KEYS)
-    if num_splits(work.span.seq_len, split_keys) == 1:
+    if work.item.num_splits == 1:
         outputs = step.outputs
         out, lse = finish(state, step.rules, tile.rows)
         place = tile.rows.tokens.to(gl.int64) * outputs.stride_token
@@ -144,8 +142,7 @@ def store_half(state, work, job, COLUMN: gl.constexpr, SIZES: gl.constexpr):
             store_lse(outputs, lse, tile.rows)
     else:
         partials = job.partials
-        first = first_partial_row(step.work.offsets, work.request)
-        first += work.split * work.span.query_len
+        first = work.item.first_partial + work.item.index * work.item.span.query_len
         place = (first + tile.tokens).to(gl.int64) * SIZES.group + tile.rows.heads
         gl.store(partials.weighted + place[:, None] * RANK + columns[None, :], state.weighted, mask=mask[:, None])
         if COLUMN == 0:

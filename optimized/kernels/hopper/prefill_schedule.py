@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
 
-from ..plan import NUM_PREFILL_ITEMS
-from ..tiles import key_range, request_span
+from ..tiles import key_range
+from ..work_lists import NUM_PREFILL_ITEMS, load_item
 from .prefill_groups import Place, Work
 from .sizes import CONSUMERS as NUM_CONSUMERS
 
@@ -56,10 +56,9 @@ def work_of(step, numbers, turn, works, SIZES: gl.constexpr, TILE: gl.constexpr)
     place = place_in_order(turn, works, TILE)
     exists = place < works
     place = gl.where(exists, place, 0)
-    item = place // (SIZES.num_kv_heads * TILES)
-    request = gl.load(step.work.prefill_items + 2 * item)
-    index = gl.load(step.work.prefill_items + 2 * item + 1)
-    span = request_span(step.requests, request)
+    item = load_item(step.work.prefill_items, place // (SIZES.num_kv_heads * TILES))
+    index = item.index
+    span = item.span
     context = span.seq_len - span.query_len
     first_flat = place % TILES * ROWS
     first_token = index * SIZES.tile_tokens
@@ -70,7 +69,7 @@ def work_of(step, numbers, turn, works, SIZES: gl.constexpr, TILE: gl.constexpr)
         first_readable = gl.maximum(context - numbers.sliding_window + 1, 0)
     work = Work(
         is_live=exists & (index % JOINED == 0) & (first_token + first_flat // SIZES.group < end_token),
-        request=request,
+        request=item.request,
         kv_head=place // TILES % SIZES.num_kv_heads,
         first_row=span.first_row,
         first_token=first_token,
