@@ -90,7 +90,7 @@ def _flatten(call: Call, plan: Plan, out: Tensor, lse: Tensor) -> tuple[Any, ...
     """The arguments of launch.STEP_SCHEMA, in its order."""
     batch, rules, scales = call.batch, call.rules, call.scales or Scales()
     return (
-        *(batch.cu_seqlens_q, batch.seq_lens, batch.block_table),
+        batch.block_table,
         *(float(rules.softmax_scale), rules.causal, rules.sliding_window, rules.right_window, rules.softcap),
         *(rules.alibi_slopes, rules.sinks, rules.query_bias),
         *(scales.q, scales.k, scales.v, scales.out),

@@ -64,7 +64,7 @@ def launch(step: Step, shape: Shape, causal: bool, numbers: Numbers) -> None:
         hopper.descriptor(k, 1, tile.box_slots, 1),
         hopper.descriptor(v, 1, tile.box_slots, 1),
         step.queries,
-        step.requests,
+        step.block_table,
         step.rules,
         step.scales,
         step.outputs,

@@ -18,7 +18,6 @@ from .kernels.arguments import (
     PagedKV,
     Partials,
     Queries,
-    Requests,
     ScoreRules,
     Step,
     WorkLists,
@@ -54,7 +53,7 @@ def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 class StepArguments(NamedTuple):
     """What the attention operators have in common, grouped as the kernels take it."""
 
-    requests: Requests
+    block_table: Tensor
     rules: ScoreRules
     scales: DeviceScales
     outputs: Outputs
@@ -64,7 +63,7 @@ class StepArguments(NamedTuple):
 
 
 STEP_SCHEMA = (
-    "Tensor cu_seqlens_q, Tensor seq_lens, Tensor block_table, "
+    "Tensor block_table, "
     "float softmax_scale, bool causal, int? sliding_window, int? right_window, float? softcap, "
     "Tensor? alibi_slopes, Tensor? sinks, Tensor? query_bias, "
     "Tensor? q_scale, Tensor? k_scale, Tensor? v_scale, Tensor? out_scale, "
@@ -74,8 +73,6 @@ STEP_SCHEMA = (
 
 
 def read_step(
-    cu_seqlens_q: Tensor,
-    seq_lens: Tensor,
     block_table: Tensor,
     softmax_scale: float,
     causal: bool,
@@ -98,13 +95,12 @@ def read_step(
 ) -> StepArguments:
     """The groups of STEP_SCHEMA: an operator's schema is flat, and this is the one place that knows its order."""
     return StepArguments(
-        requests=Requests(cu_seqlens_q, seq_lens, block_table),
+        block_table=block_table,
         rules=ScoreRules(softmax_scale, softcap, softcap and 1.0 / softcap, alibi_slopes, sinks, query_bias),
         scales=DeviceScales(scale(q_scale), scale(k_scale), scale(v_scale), scale(out_scale)),
         outputs=outputs(out, lse),
         work=WorkLists(counts, prefill_items, decode_items, merge_items),
         numbers=Numbers(
-            num_requests=seq_lens.shape[0],
             table_stride=block_table.stride(0),
             sliding_window=None if sliding_window is None else min(sliding_window, LARGEST_WINDOW),
             right_window=None if right_window is None else min(right_window, LARGEST_WINDOW),
@@ -122,7 +118,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
     if num_tokens == 0:
         return
     step = Step(
-        queries, cache, arguments.requests, arguments.rules, arguments.scales, arguments.outputs, arguments.work
+        queries, cache, arguments.block_table, arguments.rules, arguments.scales, arguments.outputs, arguments.work
     )  # fmt: skip
     num_query_heads = shape.num_kv_heads * shape.group
     partials = allocate_partials(plan_limits().partial_rows, num_query_heads, shape.head_size_v, out.device)

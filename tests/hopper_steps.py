@@ -10,7 +10,6 @@ from torch import Tensor
 from pageproof.optimized.kernels.arguments import (
     DeviceScales,
     PagedKV,
-    Requests,
     ScoreRules,
     Step,
     WorkLists,
@@ -31,10 +30,10 @@ def step(q: Tensor, *, cache: PagedKV, rope: Tensor | None = None, **changes: An
     plain = Step(
         queries(q, rope),
         cache,
-        Requests(few, few, few.view(2, 4)),
+        few.view(2, 4),
         RULES,
         DeviceScales(),
         outputs(torch.empty_like(q), torch.empty(q.shape[:2])),
-        WorkLists(few, few, few, few, few),
+        WorkLists(few, few, few, few),
     )
     return plain._replace(**changes)

@@ -57,12 +57,6 @@ class PagedKV(NamedTuple):
     w_uv: Weights | None = None  # to v_head_dim
 
 
-class Requests(NamedTuple):
-    cu_seqlens_q: Tensor  # [num_requests + 1] int32
-    seq_lens: Tensor  # [num_requests] int32
-    block_table: Tensor  # [num_requests, max_blocks] int32, row stride Numbers.table_stride
-
-
 class ScoreRules(NamedTuple):
     softmax_scale: float
     softcap: float | None
@@ -119,11 +113,11 @@ class WorkLists(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step of attention reads and writes, apart from partial results."""
+    """What a step of attention reads and writes, apart from partial results; which rows and keys, `work` says."""
 
     queries: Queries
     cache: PagedKV
-    requests: Requests
+    block_table: Tensor  # [num_requests, max_blocks] int32, row stride Numbers.table_stride
     rules: ScoreRules
     scales: DeviceScales
     outputs: Outputs
@@ -133,7 +127,6 @@ class Step(NamedTuple):
 class Numbers(NamedTuple):
     """The integers of a step that no kernel is compiled for; in this order arguments of the attention kernels."""
 
-    num_requests: int
     table_stride: int
     sliding_window: int | None
     right_window: int | None

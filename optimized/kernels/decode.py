@@ -64,11 +64,11 @@ def walk_splits(step, partials, numbers, SIZES: tl.constexpr, TILE: tl.constexpr
 
 @triton.jit(do_not_specialize=Numbers._fields)
 def decode(
-    step, partials, num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+    step, partials, table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """All splits; in tiles of WIDE, if there is one, where a request has more rows than a TILE."""
-    numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
+    numbers = Numbers(table_stride, sliding_window, right_window, bias_width, bias_stride)
     narrow = tl.load(step.work.counts + MOST_DECODE_TOKENS) * SIZES.group <= TILE.rows
     if narrow | (WIDE is None):
         walk_splits(step, partials, numbers, SIZES, TILE)

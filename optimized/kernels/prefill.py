@@ -13,12 +13,12 @@ from .work_lists import NUM_PREFILL_ITEMS, load_item
 
 @triton.jit(do_not_specialize=Numbers._fields)
 def prefill(
-    step, num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+    step, table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     NUM_KV_HEADS: tl.constexpr = SIZES.num_kv_heads
     SUB_TILES: tl.constexpr = (SIZES.tile_tokens * SIZES.group + TILE.rows - 1) // TILE.rows
-    numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
+    numbers = Numbers(table_stride, sliding_window, right_window, bias_width, bias_stride)
     num_items = tl.load(step.work.counts + NUM_PREFILL_ITEMS) * NUM_KV_HEADS * SUB_TILES
     for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
         item = load_item(step.work.prefill_items, index // (NUM_KV_HEADS * SUB_TILES))

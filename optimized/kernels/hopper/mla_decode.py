@@ -63,7 +63,7 @@ def new_handover(KIND: gl.constexpr):
 @gluon.jit(do_not_specialize=Numbers._fields)
 def hopper_mla_decode(
     queries, cache, step, partials,
-    num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride,
+    table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """All splits. queries, cache: descriptors of q in boxes [1, 64, 64] and of the latent rows in [1, BOX, 64].
@@ -72,7 +72,7 @@ def hopper_mla_decode(
     """
     KIND: gl.constexpr = cache.dtype
     BOX: gl.constexpr = cache.block_shape[1]
-    numbers = Numbers(num_requests, table_stride, sliding_window, right_window, bias_width, bias_stride)
+    numbers = Numbers(table_stride, sliding_window, right_window, bias_width, bias_stride)
     job = Job(step, partials, numbers)
     q = new_queries(KIND)
     even = new_key_tile(KIND, BOX)

@@ -45,7 +45,7 @@ def begin_even(q_rope, shared, key, phase, work, zero):
 def even_step(running, i, phase, q_rope, shared, work, job, LAST: gl.constexpr, SIZES: gl.constexpr):
     """Step `i` of the work, and the first products of the next."""
     even, odd, mine, other = shared.even, shared.odd, shared.from_even, shared.from_odd
-    zero = phase & (job.numbers.num_requests >> 31)
+    zero = phase & job.numbers.bias_width
     key = work.first_key + i * (2 * KEYS)
     mbarrier.wait(even.on_right.full, phase)
     scores = end_scores(running.scores, shared.q.right, even.right, key, work, zero)
@@ -91,7 +91,7 @@ def even_work(steps, works, shared, work, job, SIZES: gl.constexpr):
     maximum = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
     if work.num_steps > 0:
-        zero = job.numbers.num_requests >> 31
+        zero = job.numbers.bias_width
         q_rope = load_rope(work, job.step.queries, SIZES)
         mbarrier.wait(shared.q.barriers.full, works & 1)
         scores = begin_even(q_rope, shared, work.first_key, steps & 1, work, zero)

@@ -40,7 +40,7 @@ def begin_odd(q_rope, shared, key, phase, work, zero):
 def odd_step(running, i, phase, q_rope, shared, work, job, LAST: gl.constexpr, SIZES: gl.constexpr):
     """Step `i` of the work, and the first products of the next."""
     even, odd, mine, other = shared.even, shared.odd, shared.from_odd, shared.from_even
-    zero = phase & (job.numbers.num_requests >> 31)
+    zero = phase & job.numbers.bias_width
     key = work.first_key + i * (2 * KEYS) + KEYS
     mbarrier.wait(odd.on_left.full, phase)
     scores = end_scores(running.scores, shared.q.left, odd.left, key, work, zero)
@@ -83,7 +83,7 @@ def odd_work(steps, works, shared, work, job, SIZES: gl.constexpr):
     maximum = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
     if work.num_steps > 0:
-        zero = job.numbers.num_requests >> 31
+        zero = job.numbers.bias_width
         q_rope = load_rope(work, job.step.queries, SIZES)
         mbarrier.wait(shared.q.barriers.full, works & 1)
         scores = begin_odd(q_rope, shared, work.first_key + KEYS, steps & 1, work, zero)

@@ -23,7 +23,7 @@ def whole(buffer, COLUMNS: gl.constexpr, zero):
     """The boxes of a buffer as one [64, COLUMNS] tile, at an address that the compiler takes for a new one each time.
 
     Else it makes the descriptors of all products before the loop, and spills what does not fit into the registers.
-    `zero` is always 0.
+    `zero` is always 0: the width of a query bias, which there is none of.
     """
     return buffer._reinterpret(buffer.dtype, [1, KEYS, COLUMNS], SWIZZLED).index(zero)
 
