@@ -34,9 +34,9 @@ class Capacity(NamedTuple):
 class Plan(NamedTuple):
     """Work lists on the device. Only their sizes are fixed when it is made; all values follow the lengths.
 
-    counts [7] int32 and items [capacity, 8] int32: see kernels/work_lists.py. Both hold all that attention knows of the
-    lengths: it does not look at the batch's own, so whoever changes them plans anew. Given a plan of other lengths it
-    reads the rows, table entries and keys of those, whether they are there or not.
+    counts [7] int32 and items [capacity, 8] int32: see kernels/work_lists.py. They hold all that attention asks of the
+    lengths, and the batch's own are not read again. So a plan is for one step: given that of other lengths, attention
+    takes rows, table entries and keys of those, whether they are there or not.
     """
 
     counts: Tensor
