@@ -69,6 +69,7 @@ def attention_sizes(shape: Shape, causal: bool) -> AttentionSizes:
         padded_rope=padded(shape.rope_size),
         rank_step=min(projection_block(), padded(shape.rank)),
         tile_tokens=plan_limits().tile_tokens,
+        partial_rows=plan_limits().partial_rows,
         causal=causal,
         arithmetic=KINDS[shape.arithmetic],
     )
@@ -103,5 +104,11 @@ def row_sizes(num_query_heads: int, head_size_v: int, group: int = 1) -> RowSize
     """The compile-time argument of the merges."""
     columns = padded(head_size_v)
     return RowSizes(
-        num_query_heads, group, head_size_v, columns, rows_per_step(), splits_per_merge_step(columns)
-    )  # fmt: skip
+        num_query_heads=num_query_heads,
+        group=group,
+        head_size_v=head_size_v,
+        padded_value=columns,
+        partial_rows=plan_limits().partial_rows,
+        rows_step=rows_per_step(),
+        splits_step=splits_per_merge_step(columns),
+    )

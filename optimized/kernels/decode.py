@@ -39,12 +39,16 @@ def walk_splits(step, partials, numbers, SIZES: tl.constexpr, TILE: tl.constexpr
     """A program's share of the splits."""
     NUM_KV_HEADS: tl.constexpr = SIZES.num_kv_heads
     counts = step.work.counts
+    items = step.work.decode_items
+    # Asked for together with the counts. What lies there is used if the list has it: if a split is one tile.
+    item = load_item(items, tl.minimum(tl.program_id(0) // NUM_KV_HEADS, SIZES.partial_rows - 1))
     # As many tiles as the longest request needs, so that batches of single tokens leave no program without work.
     num_sub_tiles = tl.cdiv(tl.load(counts + MOST_DECODE_TOKENS) * SIZES.group, TILE.rows)
     num_items = tl.load(counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
     split_keys = tl.load(counts + SPLIT_KEYS)
+    if (num_sub_tiles > 1) & (tl.program_id(0) < num_items):
+        item = load_item(items, tl.program_id(0) // (NUM_KV_HEADS * num_sub_tiles))
     for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
-        item = load_item(step.work.decode_items, index // (NUM_KV_HEADS * num_sub_tiles))
         span = item.span
         kv_head = index // num_sub_tiles % NUM_KV_HEADS
         sub_tile = index % num_sub_tiles
@@ -60,6 +64,8 @@ def walk_splits(step, partials, numbers, SIZES: tl.constexpr, TILE: tl.constexpr
             else:
                 first_partial = item.first_partial + item.index * span.query_len
                 store_partials(partials, first_partial, tile, state, SIZES)
+        following = tl.minimum(index + tl.num_programs(0), num_items - 1)
+        item = load_item(items, following // (NUM_KV_HEADS * num_sub_tiles))
 
 
 @triton.jit(do_not_specialize=Numbers._fields)

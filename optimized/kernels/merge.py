@@ -45,12 +45,15 @@ def merge_splits(rules, scales, outputs, partials, work, num_tokens, SIZES: tl.c
     A program's rows are neighbours: most are heads of one token, whose record it then finds in its cache.
     """
     NUM_QUERY_HEADS: tl.constexpr = SIZES.num_query_heads
+    # Asked for together with the counts. What lies there is used if the list has it: if a program has one row.
+    item = load_item(work.merge_items, tl.minimum(tl.program_id(0) // NUM_QUERY_HEADS, SIZES.partial_rows - 1))
     num_rows = tl.load(work.counts + NUM_MERGE_ITEMS) * NUM_QUERY_HEADS
     share = tl.cdiv(num_rows, tl.num_programs(0))
     first_row = tl.program_id(0) * share
+    if (share > 1) & (first_row < num_rows):
+        item = load_item(work.merge_items, first_row // NUM_QUERY_HEADS)
     one = tl.arange(0, 1)
     for row in range(first_row, tl.minimum(first_row + share, num_rows)):
-        item = load_item(work.merge_items, row // NUM_QUERY_HEADS)
         head = row % NUM_QUERY_HEADS
         span, token, splits = item.span, item.index, item.num_splits
         first_partial = item.first_partial + token
@@ -62,6 +65,7 @@ def merge_splits(rules, scales, outputs, partials, work, num_tokens, SIZES: tl.c
         rows = Rows(tokens=span.first_row + token + one, heads=head + one, mask=one == 0)
         store_out(outputs, scales, out[None, :], rows, head // SIZES.group, SIZES)
         store_lse(outputs, log_sum(maximum * LN_2, total) + tl.zeros([1], tl.float32), rows)
+        item = load_item(work.merge_items, tl.minimum(row + 1, num_rows - 1) // NUM_QUERY_HEADS)
     clear_padding(work.counts, outputs, num_tokens, SIZES)
 
 

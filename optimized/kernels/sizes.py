@@ -27,6 +27,7 @@ class AttentionSizes:
     padded_rope: int
     rank_step: int  # kv_lora_rank elements that the up-projection takes at a time
     tile_tokens: int  # new tokens per item of the prefill list
+    partial_rows: int  # the decode list has room for as many items, at least
     causal: bool
     arithmetic: tl.dtype  # what tl.dot multiplies, and P is cast to
 
@@ -47,6 +48,7 @@ class RowSizes:
     group: int
     head_size_v: int
     padded_value: int
+    partial_rows: int  # the merge list has room for as many items
     rows_step: int  # rows that a program takes at a time
     splits_step: int  # splits of one row that a program takes at a time
 
