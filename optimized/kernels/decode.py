@@ -35,19 +35,16 @@ def split_range(start, end, split, split_keys):
 
 
 @triton.jit
-def walk_splits(step, partials, numbers, SIZES: tl.constexpr, TILE: tl.constexpr):
-    """A program's share of the splits."""
+def walk_splits(step, partials, numbers, item, num_sub_tiles, SIZES: tl.constexpr, TILE: tl.constexpr):
+    """A program's share of the splits, each in `num_sub_tiles` tiles of rows. item: its first, if that is one tile."""
     NUM_KV_HEADS: tl.constexpr = SIZES.num_kv_heads
     counts = step.work.counts
     items = step.work.decode_items
-    # Asked for together with the counts. What lies there is used if the list has it: if a split is one tile.
-    item = load_item(items, tl.minimum(tl.program_id(0) // NUM_KV_HEADS, SIZES.partial_rows - 1))
-    # As many tiles as the longest request needs, so that batches of single tokens leave no program without work.
-    num_sub_tiles = tl.cdiv(tl.load(counts + MOST_DECODE_TOKENS) * SIZES.group, TILE.rows)
     num_items = tl.load(counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
     split_keys = tl.load(counts + SPLIT_KEYS)
-    if (num_sub_tiles > 1) & (tl.program_id(0) < num_items):
-        item = load_item(items, tl.program_id(0) // (NUM_KV_HEADS * num_sub_tiles))
+    if num_sub_tiles > 1:  # noqa: SIM102 - the compiler decides this one where it can
+        if tl.program_id(0) < num_items:
+            item = load_item(items, tl.program_id(0) // (NUM_KV_HEADS * num_sub_tiles))
     for index in range(tl.program_id(0), num_items, tl.num_programs(0)):
         span = item.span
         kv_head = index // num_sub_tiles % NUM_KV_HEADS
@@ -75,9 +72,16 @@ def decode(
 ):  # fmt: skip
     """All splits; in tiles of WIDE, if there is one, where a request has more rows than a TILE."""
     numbers = Numbers(table_stride, sliding_window, right_window, bias_width, bias_stride)
-    narrow = tl.load(step.work.counts + MOST_DECODE_TOKENS) * SIZES.group <= TILE.rows
-    if narrow | (WIDE is None):
-        walk_splits(step, partials, numbers, SIZES, TILE)
-    if WIDE is not None:  # noqa: SIM102 - the compiler decides this one, and leaves out what is in it
-        if not narrow:
-            walk_splits(step, partials, numbers, SIZES, WIDE)
+    # Asked for together with the counts. What lies there is used if the list has it, and if a split is one tile.
+    place = tl.minimum(tl.program_id(0) // SIZES.num_kv_heads, SIZES.partial_rows - 1)
+    item = load_item(step.work.decode_items, place)
+    # As many tiles as the longest request needs, so that batches of single tokens leave no program without work.
+    most_rows = tl.load(step.work.counts + MOST_DECODE_TOKENS) * SIZES.group
+    if WIDE is None:
+        walk_splits(step, partials, numbers, item, tl.cdiv(most_rows, TILE.rows), SIZES, TILE)
+    else:
+        if most_rows <= TILE.rows:
+            # A constant: a division by a number out of memory would stand before the first load of keys.
+            walk_splits(step, partials, numbers, item, 1, SIZES, TILE)
+        else:
+            walk_splits(step, partials, numbers, item, tl.cdiv(most_rows, WIDE.rows), SIZES, WIDE)
