@@ -120,8 +120,8 @@ def prefetched_steps() -> int:
 def merge_programs(device: torch.device) -> int:
     """Programs of the merge, each of which waits for one row at a time: for sm_90 eight on a multiprocessor.
 
-    With Triton 3.6 they take 64 registers for absorbed MLA, where as many run at once, and 79 at head size 128, where
-    six do.
+    With Triton 3.6 they take 78 registers for absorbed MLA, where six run at once, and 89 at head size 128, where five
+    do.
     """
     return num_programs(device) if INTERPRETED else 4 * num_programs(device)
 

@@ -3,7 +3,8 @@ its request.
 
 A program of attention begins with loads that wait for each other, 0.8 to 1 us each where memory is cold: how many items
 there are, which is its own, where that one's pages are, its keys. So an item is a record of eight words, one sector of
-memory, and nothing has to be looked up by its request but the block table.
+memory, and nothing has to be looked up by its request but the block table. Decode and merge do not even wait for the
+first of these: where their first item is, if nothing is unusual, they know from the program's number.
 """
 
 from __future__ import annotations
