@@ -28,7 +28,7 @@ from .kernels.decode import decode
 from .kernels.merge import merge_splits
 from .kernels.prefill import prefill
 from .launching import Description, describe, launch
-from .shapes import Shape, decode_constants, prefill_constants, row_constants
+from .shapes import Shape, decode_constants, merge_constants, prefill_constants
 from .tuning import merge_programs, num_programs, plan_limits
 
 # Beyond every length; window arithmetic with it stays inside int32.
@@ -129,7 +129,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
             _launch_prefill(step, shape, arguments, description)
         _launch_decode(step, partials, shape, arguments, description)
         groups = (step.rules, step.scales, step.outputs, partials, step.work)
-        sizes = row_constants(num_query_heads, shape.head_size_v, shape.group)
+        sizes = merge_constants(num_query_heads, shape.head_size_v, shape.group)
         programs = merge_programs(out.device)
         launch(merge_splits, programs, groups, (num_tokens,), sizes, description)
 

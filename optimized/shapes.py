@@ -12,7 +12,7 @@ import triton.language as tl
 from .kernels.sizes import AttentionSizes, RowSizes, Tile
 from .launching import Constants
 from .tile_table import Need, Operands, Tiles, choose_tiles
-from .tuning import plan_limits, projection_block, rows_per_step, splits_per_merge_step
+from .tuning import merge_options, plan_limits, projection_block, rows_per_step, splits_per_merge_step
 
 TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -96,8 +96,14 @@ def _tile_constants(chosen: Tiles) -> Constants:
 
 
 @functools.lru_cache(maxsize=1024)
-def row_constants(num_query_heads: int, head_size_v: int, group: int = 1) -> Constants:
-    return {"SIZES": row_sizes(num_query_heads, head_size_v, group)}
+def row_constants(num_query_heads: int, head_size_v: int) -> Constants:
+    return {"SIZES": row_sizes(num_query_heads, head_size_v)}
+
+
+@functools.lru_cache(maxsize=1024)
+def merge_constants(num_query_heads: int, head_size_v: int, group: int) -> Constants:
+    """Those of the merge of splits."""
+    return {"SIZES": row_sizes(num_query_heads, head_size_v, group), **merge_options()}
 
 
 def row_sizes(num_query_heads: int, head_size_v: int, group: int = 1) -> RowSizes:

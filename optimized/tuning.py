@@ -118,12 +118,17 @@ def prefetched_steps() -> int:
 
 
 def merge_programs(device: torch.device) -> int:
-    """Programs of the merge, each of which waits for one row at a time: for sm_90 eight on a multiprocessor.
-
-    With Triton 3.6 they take 78 registers for absorbed MLA, where six run at once, and 89 at head size 128, where five
-    do.
-    """
+    """Programs of the merge, each of which waits for one row at a time: for sm_90 eight on a multiprocessor."""
     return num_programs(device) if INTERPRETED else 4 * num_programs(device)
+
+
+def merge_options() -> dict[str, int]:
+    """Launch options with which as many programs of the merge run at once, four warps each.
+
+    Left alone, the assembler gives them 78 registers for absorbed MLA and 89 at head size 128 (Triton 3.6): six and
+    five of eight would run. With 64 it spills 12 bytes for absorbed MLA, nothing at head size 128.
+    """
+    return {} if INTERPRETED or torch.version.hip else {"maxnreg": 64}
 
 
 def splits_per_merge_step(padded_value: int) -> int:

@@ -62,7 +62,7 @@ def short_lists(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     limits = PlanLimits(decode_tokens=16, tile_tokens=32, split_base=64, split_cost=64, partial_rows=1)
     for module in ("plan", "shapes", "launch"):
         monkeypatch.setattr(f"pageproof.optimized.{module}.plan_limits", lambda: limits)
-    cached = (shapes.attention_sizes, shapes.prefill_constants, shapes.decode_constants, shapes.row_constants)
+    cached = (shapes.attention_sizes, shapes.prefill_constants, shapes.decode_constants, shapes.merge_constants)
     for function in cached:
         function.cache_clear()
     yield
