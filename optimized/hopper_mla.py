@@ -24,8 +24,6 @@ def _why_not_shape(shape: Shape) -> str | None:
         return "not absorbed MLA with q and the cache in the same 16-bit format"
     if (shape.head_size, shape.rope_size) != (MLA_RANK, MLA_ROPE):
         return f"rows of {shape.head_size} + {shape.rope_size} columns, not {MLA_RANK} + {MLA_ROPE}"
-    if shape.group < MLA_ROWS:
-        return f"{shape.group} query heads fill no tile of {MLA_ROWS} rows"
     if shape.block_size % SWIZZLE_ROWS:
         return f"pages of {shape.block_size} slots, no multiple of {SWIZZLE_ROWS}"
     return None
@@ -38,7 +36,7 @@ def _why_not_step(step: Step) -> str | None:
     if step.outputs.out.element_size() == 1 or any(scale is not None and scale.base is not None for scale in scales):
         return "float8 output or scales"
     num_heads = queries.main.shape[1]
-    if num_heads % MLA_ROWS and queries.stride_token != num_heads * queries.stride_head:
+    if not _has_whole_tiles(num_heads) and queries.stride_token != num_heads * queries.stride_head:
         return "tiles over several tokens whose heads are not evenly spaced"
     latent, rows = _latent_form(step.cache.k), _query_form(queries)
     return hopper.why_not_copied("latent_cache", latent) or hopper.why_not_copied("q_nope", rows)
@@ -50,7 +48,7 @@ def launch(step: Step, partials: Partials, shape: Shape, causal: bool, numbers: 
     from .kernels.hopper.mla_decode import hopper_mla_decode
 
     hopper_mla_decode[(hopper_programs(step.outputs.out.device),)](
-        hopper.descriptor(_query_form(step.queries), 1, MLA_ROWS),
+        hopper.descriptor(_query_form(step.queries), *_query_box(step.queries.main.shape[1])),
         hopper.descriptor(_latent_form(step.cache.k), 1, hopper.box_slots(shape.block_size, MLA_KEYS)),
         step,
         partials,
@@ -68,11 +66,21 @@ def _latent_form(latent: Pages) -> Form:
     )
 
 
+def _has_whole_tiles(num_heads: int) -> bool:
+    """Whether a tile of rows is heads of one token, or all heads of several: what one copy can bring by its strides."""
+    return num_heads % MLA_ROWS == 0 or MLA_ROWS % num_heads == 0
+
+
+def _query_box(num_heads: int) -> tuple[int, int]:
+    """The rows of a copy, by the first two dimensions of `_query_form`."""
+    return (MLA_ROWS // num_heads, num_heads) if MLA_ROWS % num_heads == 0 else (1, MLA_ROWS)
+
+
 def _query_form(queries: Queries) -> Form:
-    """That of q, without the rotary part: with all rows in one dimension, if tiles reach over several tokens."""
+    """That of q, without the rotary part; with all rows in one dimension, if a tile has parts of several tokens."""
     q, stride_head = queries.main, queries.stride_head
     num_tokens, num_heads, size = q.shape
-    if num_heads % MLA_ROWS == 0:
+    if _has_whole_tiles(num_heads):
         return Form(q.data_ptr(), q.dtype, (num_tokens, num_heads, size), (queries.stride_token, stride_head, 1))
     rows = num_tokens * num_heads
     return Form(q.data_ptr(), q.dtype, (1, rows, size), (rows * stride_head, stride_head, 1))

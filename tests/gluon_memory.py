@@ -77,7 +77,8 @@ class Shared:
     def places(self) -> torch.Tensor:
         if len(self.shape) == 1:
             return self.start + torch.arange(self.shape[0])
-        rows, columns = (size for size in self.shape if size > 1)
+        columns = self.shape[-1]  # of whatever dimensions, rows lie one after the other
+        rows = torch.Size(self.shape[:-1]).numel()
         row, column = torch.arange(rows)[:, None], torch.arange(columns)
         return self.start + (column // COLUMNS * rows + row) * COLUMNS + column % COLUMNS
 

@@ -63,6 +63,8 @@ def test_whole_requests(batch: BatchShape, launched: list[int]) -> None:
 
 RULES = [
     {"group_size": 71},
+    {"group_size": 16, "sliding_window": 70},
+    {"group_size": 5},
     {"group_size": 128, "dtype": "float16"},
     {"causal": False, "right_window": 1},
     {"sliding_window": 70, "sinks": True},
@@ -77,7 +79,7 @@ def test_heads_rules_and_layouts_in_splits(changes: dict[str, Any], launched: li
 
 
 @pytest.mark.usefixtures("unsplit")
-@pytest.mark.parametrize("changes", RULES[3:], ids=str)
+@pytest.mark.parametrize("changes", RULES[5:], ids=str)
 def test_rules_in_whole_requests(changes: dict[str, Any], launched: list[int]) -> None:
     judge_taken(CASE.with_spec(**changes), launched)
 

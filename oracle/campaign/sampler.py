@@ -54,7 +54,6 @@ _SERVED: dict[str, tuple[Value, ...]] = {
     "odd_strides": (False,),
     "query_bias": (NONE,),
 }
-_SERVED_BY_MLA = _SERVED | {"group_size": (71, 128)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +156,7 @@ def _swarm(model: Model, rng: random.Random, fixed: Row, *, served: bool = False
     def order(name: str, values: tuple[Value, ...], row: Row) -> list[Value]:
         ordered = _by_weight(rng, name, values)
         if served:
-            wanted = (_SERVED_BY_MLA if row.get("operation") == "mla_attention" else _SERVED).get(name, ())
-            ordered.sort(key=lambda value: value not in wanted)
+            ordered.sort(key=lambda value: value not in _SERVED.get(name, ()))
         return ordered
 
     return model.complete(fixed, order)

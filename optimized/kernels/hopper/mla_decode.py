@@ -66,7 +66,7 @@ def hopper_mla_decode(
     table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
-    """All splits. queries, cache: descriptors of q in boxes [1, 64, 64] and of the latent rows in [1, BOX, 64].
+    """All splits. queries, cache: descriptors of q in boxes of 64 rows x 64 and of the latent rows in [1, BOX, 64].
 
     AHEAD: how many steps of two tiles of keys are asked of the L2 cache before they are copied; 0 for none.
     """

@@ -11,7 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from .layouts import CHUNK
-from .mla_layouts import CHUNK_BYTES, HALF, KEYS, LANES, RANK, ROPE, ROWS
+from .mla_layouts import CHUNK_BYTES, HALF, KEYS, LANES, RANK, ROPE, ROWS, SWIZZLED_BOX
 from .mla_work import find_work, has_rows, num_works
 
 # A row of 1152 bytes, cache line by cache line. The instruction for a whole row is issued lane by lane.
@@ -68,9 +68,18 @@ def fill_right(cache, tile, boxes, phase, WITH_ROPE: gl.constexpr):
 
 
 @gluon.jit
+def copy_queries(queries, half, full, token, head, COLUMN: gl.constexpr):
+    """Start the copies of columns [COLUMN, COLUMN + HALF)."""
+    BOX: gl.constexpr = [queries.block_shape[0], queries.block_shape[1], CHUNK]
+    for chunk in gl.static_range(HALF // CHUNK):
+        place = half.index(chunk)._reinterpret(half.dtype, BOX, SWIZZLED_BOX)
+        tma.async_copy_global_to_shared(queries, [token, head, COLUMN + chunk * CHUNK], full, place)
+
+
+@gluon.jit
 def fill_q(queries, q, work, phase, SIZES: gl.constexpr):
     """Rows beyond the request's are another's or, beyond the tensor, zeros: nothing of theirs is stored."""
-    if SIZES.group % ROWS == 0:
+    if SIZES.group % ROWS == 0 or ROWS % SIZES.group == 0:
         token = work.item.span.first_row + work.first_pair // SIZES.group
         head = work.first_pair % SIZES.group
     else:  # the descriptor has all rows (token, head) in one dimension
@@ -78,11 +87,8 @@ def fill_q(queries, q, work, phase, SIZES: gl.constexpr):
         head = work.item.span.first_row * SIZES.group + work.first_pair
     mbarrier.wait(q.barriers.empty, phase)
     mbarrier.expect(q.barriers.full, RANK // CHUNK * CHUNK_BYTES)
-    for chunk in gl.static_range(HALF // CHUNK):
-        tma.async_copy_global_to_shared(queries, [token, head, chunk * CHUNK], q.barriers.full, q.left.index(chunk))
-    for chunk in gl.static_range(HALF // CHUNK):
-        place = [token, head, HALF + chunk * CHUNK]
-        tma.async_copy_global_to_shared(queries, place, q.barriers.full, q.right.index(chunk))
+    copy_queries(queries, q.left, q.barriers.full, token, head, 0)
+    copy_queries(queries, q.right, q.barriers.full, token, head, HALF)
 
 
 @gluon.jit
