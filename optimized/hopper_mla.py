@@ -1,4 +1,4 @@
-"""Absorbed MLA decode on Hopper: when its own kernel is taken instead of the portable one, and its launch."""
+"""Absorbed MLA on Hopper: when its own kernel is taken instead of the portable ones, and its launches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .tuning import hopper_programs, prefetched_steps
 
 
 def why_portable(shape: Shape, step: Step) -> str | None:
-    """Why the portable kernel takes this step's decode list, or None: that for Hopper does."""
+    """Why the portable kernels take this step, or None: that for Hopper does, prefill and decode."""
     return hopper.why_not_compiled(shape.architecture) or _why_not_shape(shape) or _why_not_step(step)
 
 
@@ -42,18 +42,21 @@ def _why_not_step(step: Step) -> str | None:
     return hopper.why_not_copied("latent_cache", latent) or hopper.why_not_copied("q_nope", rows)
 
 
-def launch(step: Step, partials: Partials, shape: Shape, causal: bool, numbers: Numbers) -> None:
-    """The decode list of a step that `why_portable` says nothing against."""
+def launch(
+    step: Step, partials: Partials, shape: Shape, causal: bool, numbers: Numbers, *, prefill: bool
+) -> None:  # fmt: skip
+    """The prefill list or the decode list of a step that `why_portable` says nothing against."""
     # Here, so that a Triton without Gluon never imports it.
-    from .kernels.hopper.mla_decode import hopper_mla_decode
+    from .kernels.hopper.mla import attend_latent
 
-    hopper_mla_decode[(hopper_programs(step.outputs.out.device),)](
+    attend_latent[(hopper_programs(step.outputs.out.device),)](
         hopper.descriptor(_query_form(step.queries), *_query_box(step.queries.main.shape[1])),
         hopper.descriptor(_latent_form(step.cache.k), 1, hopper.box_slots(shape.block_size, MLA_KEYS)),
         step,
         partials,
         *numbers,
         SIZES=attention_sizes(shape, causal),
+        PREFILL=prefill,
         AHEAD=prefetched_steps(),
         num_warps=4,
     )

@@ -126,7 +126,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
     with device_guard(out):
         # A buffer of this few tokens cannot hold a request of the prefill list: a fact of its shape.
         if num_tokens > plan_limits().decode_tokens:
-            _launch_prefill(step, shape, arguments, description)
+            _launch_prefill(step, partials, shape, arguments, description)
         _launch_decode(step, partials, shape, arguments, description)
         groups = (step.rules, step.scales, step.outputs, partials, step.work)
         sizes = merge_constants(num_query_heads, shape.head_size_v, shape.group)
@@ -134,9 +134,13 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
         launch(merge_splits, programs, groups, (num_tokens,), sizes, description)
 
 
-def _launch_prefill(step: Step, shape: Shape, arguments: StepArguments, description: Description) -> None:
+def _launch_prefill(
+    step: Step, partials: Partials, shape: Shape, arguments: StepArguments, description: Description
+) -> None:
     if hopper_prefill.why_portable(shape, step) is None:
         hopper_prefill.launch(step, shape, arguments.causal, arguments.numbers)
+    elif hopper_mla.why_portable(shape, step) is None:
+        hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers, prefill=True)
     else:
         programs, constants = num_programs(step.outputs.out.device), prefill_constants(shape, arguments.causal)
         launch(prefill, programs, (step,), arguments.numbers, constants, description)
@@ -146,7 +150,7 @@ def _launch_decode(
     step: Step, partials: Partials, shape: Shape, arguments: StepArguments, description: Description
 ) -> None:
     if hopper_mla.why_portable(shape, step) is None:
-        hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers)
+        hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers, prefill=False)
     else:
         programs, constants = num_programs(step.outputs.out.device), decode_constants(shape, arguments.causal)
         launch(decode, programs, (step, partials), arguments.numbers, constants, description)

@@ -30,7 +30,7 @@ from . import gluon_emulation
 
 PROGRAMS = 3
 PACKAGE = "emulated_kernels"
-KERNELS = {"prefill": "hopper_prefill", "mla_decode": "hopper_mla_decode"}  # module -> what is launched
+KERNELS = {"prefill": "hopper_prefill", "mla": "attend_latent"}  # module -> what is launched
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 REPLACED = (

@@ -101,17 +101,18 @@ def launch_mla(options: dict[str, Any]) -> None:
     step = Step(queries(q, rope), latent_kv(latent, 512), arguments.block_table, rules, scales, outputs, work)
     shape = Shape(1, group, 512, 512, block_size, dtype, "sm_90", Operands.LATENT, rope_size=64)
     assert hopper_mla.why_portable(shape, step) is None
-    hopper_mla.launch(step, allocate_partials(512, group, 512, q.device), shape, causal, numbers)
+    partials = allocate_partials(512, group, 512, q.device)
+    hopper_mla.launch(step, partials, shape, causal, numbers, prefill=found.get("prefill", False))
 
 
 def compiled(options: dict[str, Any]) -> Any:
     """What is launched for `options["kernel"]`, "prefill" or "mla", compiled and not run."""
     from pageproof.optimized import hopper_mla, hopper_prefill
-    from pageproof.optimized.kernels.hopper.mla_decode import hopper_mla_decode
+    from pageproof.optimized.kernels.hopper.mla import attend_latent
     from pageproof.optimized.kernels.hopper.prefill import hopper_prefill as prefill_kernel
 
     is_prefill = options["kernel"] == "prefill"
-    kernel, launch = (prefill_kernel, launch_prefill) if is_prefill else (hopper_mla_decode, launch_mla)
+    kernel, launch = (prefill_kernel, launch_prefill) if is_prefill else (attend_latent, launch_mla)
     found: list[Any] = []
     run = kernel.run
 

@@ -54,7 +54,14 @@ MLA_RULES: dict[str, Any] = {"sliding_window": 100, "softcap": 30.0, "alibi": Tr
 
 # Pages of 8 slots with every rule are not here: with Triton 3.7 the kernel spills 1,280 bytes for them.
 @pytest.mark.parametrize(
-    "options", [{}, {"block_size": 8}, {"dtype": "float16", "group": 71, "block_size": 16} | MLA_RULES], ids=str
+    "options",
+    [
+        {},
+        {"block_size": 8},
+        {"dtype": "float16", "group": 71, "block_size": 16} | MLA_RULES,
+        {"prefill": True, "group": 16, "block_size": 16},
+    ],
+    ids=str,
 )
 def test_products_of_absorbed_mla_are_not_serialized(options: dict[str, Any], tmp_path: Path) -> None:
     found = described({"kernel": "mla"} | options, tmp_path)

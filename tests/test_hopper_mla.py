@@ -35,6 +35,7 @@ SPEC = Spec(
 DECODE_LENGTHS = (1, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 513, 1000, 0, 0)
 DECODE = BatchShape(query_lens=(*(1,) * 14, 0), seq_lens=DECODE_LENGTHS, padding_tokens=2)
 SPECULATIVE = BatchShape(query_lens=(2, 3, 16, 1, 5, 4, 0), seq_lens=(2, 64, 300, 129, 3, 1025, 0), padding_tokens=1)
+PREFILL = BatchShape(query_lens=(17, 64, 200, 65, 0), seq_lens=(1000, 64, 333, 20, 0), padding_tokens=1)
 LONG = BatchShape(query_lens=(1, 2), seq_lens=(9000, 40))
 MIXED = BatchShape(query_lens=(1, 70, 3), seq_lens=(500, 200, 129))
 CASE = Case(spec=SPEC, batch=DECODE, seed=7)
@@ -52,9 +53,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     heads: list[int] = []
     launch: Callable[..., None] = hopper_mla.launch
 
-    def counted(step: Any, *rest: Any) -> None:
+    def counted(step: Any, *rest: Any, prefill: bool) -> None:
         heads.append(step.queries.main.shape[1])
-        launch(step, *rest)
+        launch(step, *rest, prefill=prefill)
 
     monkeypatch.setattr(hopper_mla, "launch", counted)
     return heads
@@ -65,20 +66,24 @@ def judge_taken(case: Case, taken: list[int]) -> None:
     assert case.spec.group_size in taken
 
 
-@pytest.mark.parametrize("batch", [DECODE, SPECULATIVE, LONG, MIXED], ids=["decode", "speculative", "long", "mixed"])
+@pytest.mark.parametrize(
+    "batch", [DECODE, SPECULATIVE, LONG, MIXED, PREFILL], ids=["decode", "speculative", "long", "mixed", "prefill"]
+)
 @pytest.mark.parametrize("block_size", [8, 16, 24, 32, 48, 64, 128])
 def test_blocks_and_lengths(block_size: int, batch: BatchShape, taken: list[int]) -> None:
     judge_taken(replace(CASE, batch=batch).with_spec(block_size=block_size), taken)
 
 
-@pytest.mark.parametrize("batch", [DECODE, SPECULATIVE], ids=["decode", "speculative"])
+@pytest.mark.parametrize("batch", [DECODE, SPECULATIVE, PREFILL], ids=["decode", "speculative", "prefill"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("heads", [1, 5, 8, 16, 64, 71, 128, 192])
 def test_heads_and_formats(heads: int, dtype: str, batch: BatchShape, taken: list[int]) -> None:
     judge_taken(replace(CASE, batch=batch).with_spec(group_size=heads, dtype=dtype, block_size=16), taken)
 
 
-@pytest.mark.parametrize("batch", [DECODE, SPECULATIVE, LONG], ids=["decode", "speculative", "long"])
+@pytest.mark.parametrize(
+    "batch", [DECODE, SPECULATIVE, LONG, PREFILL], ids=["decode", "speculative", "long", "prefill"]
+)
 @pytest.mark.parametrize(
     "rules",
     [
@@ -122,7 +127,7 @@ def test_relations(check: str, taken: list[int]) -> None:
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "eager"])
 @pytest.mark.parametrize("rules", [{}, {"sliding_window": 100, "sinks": True}], ids=["plain", "window and sinks"])
 def test_modes(mode: str, rules: dict[str, Any], taken: list[int]) -> None:
-    batch = BatchShape(query_lens=(1, 4, 2, 0), seq_lens=(700, 400, 64, 0), padding_tokens=1)
+    batch = BatchShape(query_lens=(1, 4, 2, 40, 0), seq_lens=(700, 400, 64, 90, 0), padding_tokens=1)
     judge_taken(replace(CASE, batch=batch, mode=mode, replays=4).with_spec(block_size=16, **rules), taken)
 
 

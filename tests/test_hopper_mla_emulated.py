@@ -30,13 +30,15 @@ SPEC = Spec(
 )
 DECODE = BatchShape(query_lens=(1, 1, 0, 1), seq_lens=(65, 0, 0, 130), padding_tokens=1)
 SPECULATIVE = BatchShape(query_lens=(3, 1), seq_lens=(130, 63))
+# More new tokens than decode takes: with and without keys before them, in several items, and beside a decode.
+PREFILL = BatchShape(query_lens=(17, 1, 40, 33), seq_lens=(150, 70, 40, 20), padding_tokens=1)
 CASE = Case(spec=SPEC, batch=SPECULATIVE, seed=5)
 
 
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many elements each launch of the kernel stored."""
-    return emulate("mla_decode", monkeypatch).stored
+    return emulate("mla", monkeypatch).stored
 
 
 @pytest.fixture
@@ -76,6 +78,16 @@ RULES = [
 @pytest.mark.parametrize("changes", RULES, ids=str)
 def test_heads_rules_and_layouts_in_splits(changes: dict[str, Any], launched: list[int]) -> None:
     judge_taken(CASE.with_spec(**changes), launched)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"group_size": 2}, {"group_size": 3}, {"group_size": 16, "sliding_window": 20, "sinks": True}, {"causal": False}],
+    ids=str,
+)
+def test_prefill(changes: dict[str, Any], launched: list[int]) -> None:
+    judge_taken(replace(CASE, batch=PREFILL).with_spec(**changes), launched)
+    assert len(launched) == 2  # and the decode list
 
 
 @pytest.mark.usefixtures("unsplit")

@@ -77,6 +77,7 @@ class Work(NamedTuple):
 
     item: Item
     first_pair: tl.tensor  # the first of the rows, in (token, head) pairs of the request
+    end_token: tl.tensor  # of the request: rows from here on are none of this work
     first_key: tl.tensor  # where the tiles begin: `start`, or before it on the same page
     start: tl.tensor
     end: tl.tensor

@@ -99,11 +99,11 @@ def odd_work(steps, works, shared, work, job, SIZES: gl.constexpr):
 
 
 @gluon.jit
-def attend_odd(shared, job, BOX: gl.constexpr, SIZES: gl.constexpr):
+def attend_odd(shared, job, BOX: gl.constexpr, SIZES: gl.constexpr, PREFILL: gl.constexpr):
     steps = 0
     works = 0
-    for index in range(gl.program_id(0), num_works(job, SIZES), gl.num_programs(0)):
-        work = find_work(job, index, BOX, SIZES)
+    for index in range(gl.program_id(0), num_works(job, SIZES, PREFILL), gl.num_programs(0)):
+        work = find_work(job, index, BOX, SIZES, PREFILL)
         if has_rows(work, SIZES):
             weighted, maximum, total = odd_work(steps, works, shared, work, job, SIZES)
             store_half(finished_state(weighted, maximum, total), work, job, HALF, SIZES)

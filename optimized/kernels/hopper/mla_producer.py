@@ -117,13 +117,16 @@ def fill_tile(cache, tile, boxes, phase, EVEN: gl.constexpr):
 
 
 @gluon.jit
-def produce(queries, cache, shared, tile, job, SIZES: gl.constexpr, AHEAD: gl.constexpr, EVEN: gl.constexpr):
+def produce(
+    queries, cache, shared, tile, job,
+    SIZES: gl.constexpr, PREFILL: gl.constexpr, AHEAD: gl.constexpr, EVEN: gl.constexpr,
+):  # fmt: skip
     """The even or the odd tiles of all works; the even one's producer brings q as well."""
     BOX: gl.constexpr = cache.block_shape[1]
     steps = 0
     works = 0
-    for index in range(gl.program_id(0), num_works(job, SIZES), gl.num_programs(0)):
-        work = find_work(job, index, BOX, SIZES)
+    for index in range(gl.program_id(0), num_works(job, SIZES, PREFILL), gl.num_programs(0)):
+        work = find_work(job, index, BOX, SIZES, PREFILL)
         if has_rows(work, SIZES) & (work.num_steps > 0):
             key = work.first_key + (0 if EVEN else KEYS)
             for ahead in gl.static_range(AHEAD):

@@ -131,7 +131,7 @@ def store_half(state, work, job, COLUMN: gl.constexpr, SIZES: gl.constexpr):
     tile = query_rows(work, OUTPUT, SIZES)
     mask = tile.rows.mask
     columns = COLUMN + gl.arange(0, HALF, layout=gl.SliceLayout(0, OUTPUT))
-    if work.item.num_splits == 1:
+    if work.item.num_splits <= 1:
         outputs = step.outputs
         out, lse = finish(state, step.rules, tile.rows)
         place = tile.rows.tokens.to(gl.int64) * outputs.stride_token

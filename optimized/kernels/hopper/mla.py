@@ -1,4 +1,4 @@
-"""Absorbed MLA of requests with few new tokens on Hopper: same work list, partial results and rows as ../decode.py.
+"""Absorbed MLA on Hopper: same work lists, partial results and rows as ../decode.py and ../prefill.py.
 
 A program is four roles: two warp groups (mla_even.py, mla_odd.py) and a producer warp for each (mla_producer.py). All
 walk the same list; it is one program per multiprocessor, for it takes all of its shared memory.
@@ -61,14 +61,15 @@ def new_handover(KIND: gl.constexpr):
 
 
 @gluon.jit(do_not_specialize=Numbers._fields)
-def hopper_mla_decode(
+def attend_latent(
     queries, cache, step, partials,
     table_stride, sliding_window, right_window, bias_width, bias_stride,
-    SIZES: gl.constexpr, AHEAD: gl.constexpr,
+    SIZES: gl.constexpr, PREFILL: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
-    """All splits. queries, cache: descriptors of q in boxes of 64 rows x 64 and of the latent rows in [1, BOX, 64].
+    """All of one list, that of prefill or of decode.
 
-    AHEAD: how many steps of two tiles of keys are asked of the L2 cache before they are copied; 0 for none.
+    queries, cache: descriptors of q in boxes of 64 rows x 64 and of the latent rows in [1, BOX, 64]. AHEAD: how many
+    steps of two tiles of keys are asked of the L2 cache before they are copied; 0 for none.
     """
     KIND: gl.constexpr = cache.dtype
     BOX: gl.constexpr = cache.block_shape[1]
@@ -82,10 +83,10 @@ def hopper_mla_decode(
     synchronise()
     gl.warp_specialize(
         [
-            (attend_even, (shared, job, BOX, SIZES)),
-            (attend_odd, (shared, job, BOX, SIZES)),
-            (produce, (queries, cache, shared, even, job, SIZES, AHEAD, True)),
-            (produce, (queries, cache, shared, odd, job, SIZES, AHEAD, False)),
+            (attend_even, (shared, job, BOX, SIZES, PREFILL)),
+            (attend_odd, (shared, job, BOX, SIZES, PREFILL)),
+            (produce, (queries, cache, shared, even, job, SIZES, PREFILL, AHEAD, True)),
+            (produce, (queries, cache, shared, odd, job, SIZES, PREFILL, AHEAD, False)),
         ],
         [4, 1, 1],
         [CONSUMER_REGISTERS, PRODUCER_REGISTERS, PRODUCER_REGISTERS],
