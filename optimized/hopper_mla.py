@@ -8,6 +8,7 @@ from . import hopper
 from .hopper import Form
 from .kernels.arguments import Numbers, Pages, Partials, Queries, Step
 from .kernels.hopper.sizes import MLA_KEYS, MLA_RANK, MLA_ROPE, MLA_ROWS, SWIZZLE_ROWS
+from .launching import Constants, Description, launch
 from .shapes import Shape, attention_sizes
 from .tile_table import Operands
 from .tuning import hopper_programs, prefetched_steps
@@ -42,24 +43,23 @@ def _why_not_step(step: Step) -> str | None:
     return hopper.why_not_copied("latent_cache", latent) or hopper.why_not_copied("q_nope", rows)
 
 
-def launch(
-    step: Step, partials: Partials, shape: Shape, causal: bool, numbers: Numbers, *, prefill: bool
-) -> None:  # fmt: skip
-    """The prefill list or the decode list of a step that `why_portable` says nothing against."""
+@functools.lru_cache(maxsize=1024)
+def constants_of(shape: Shape, causal: bool, *, prefill: bool) -> Constants:
+    """For one of the two lists."""
+    sizes = attention_sizes(shape, causal)
+    return {"SIZES": sizes, "PREFILL": prefill, "AHEAD": prefetched_steps(), "num_warps": 4}
+
+
+def run(step: Step, partials: Partials, numbers: Numbers, constants: Constants, description: Description) -> None:
+    """One list of a step that `why_portable` says nothing against. description: of the step and the partial results."""
     # Here, so that a Triton without Gluon never imports it.
     from .kernels.hopper.mla import attend_latent
 
-    attend_latent[(hopper_programs(step.outputs.out.device),)](
-        hopper.descriptor(_query_form(step.queries), *_query_box(step.queries.main.shape[1])),
-        hopper.descriptor(_latent_form(step.cache.k), 1, hopper.box_slots(shape.block_size, MLA_KEYS)),
-        step,
-        partials,
-        *numbers,
-        SIZES=attention_sizes(shape, causal),
-        PREFILL=prefill,
-        AHEAD=prefetched_steps(),
-        num_warps=4,
-    )
+    queries = hopper.descriptor(_query_form(step.queries), *_query_box(step.queries.main.shape[1]))
+    box = hopper.box_slots(constants["SIZES"].block_size, MLA_KEYS)
+    cache = hopper.descriptor(_latent_form(step.cache.k), 1, box)
+    programs = hopper_programs(step.outputs.out.device)
+    launch(attend_latent, programs, (queries, cache, step, partials), numbers, constants, description)
 
 
 def _latent_form(latent: Pages) -> Form:

@@ -8,6 +8,7 @@ from . import hopper
 from .hopper import Form
 from .kernels.arguments import Numbers, PagedKV, Pages, Step
 from .kernels.hopper.sizes import CHUNK, SWIZZLE_ROWS, PrefillTile
+from .launching import Constants, Description, launch
 from .shapes import Shape, attention_sizes, padded
 from .tile_table import Operands
 from .tuning import hopper_programs
@@ -53,27 +54,19 @@ def tile_of(shape: Shape) -> PrefillTile:
     return PrefillTile(rows=64, keys=keys, stages=2, box_slots=hopper.box_slots(shape.block_size, keys), order=ORDER)
 
 
-def launch(step: Step, shape: Shape, causal: bool, numbers: Numbers) -> None:
-    """The prefill list of a step that `why_portable` says nothing against."""
+@functools.lru_cache(maxsize=1024)
+def constants_of(shape: Shape, causal: bool) -> Constants:
+    return {"SIZES": attention_sizes(shape, causal), "TILE": tile_of(shape), "num_warps": 4}
+
+
+def run(step: Step, numbers: Numbers, constants: Constants, description: Description) -> None:
+    """The prefill list of a step that `why_portable` says nothing against. description: of the step, or of more."""
     # Here, so that a Triton without Gluon never imports it.
     from .kernels.hopper.prefill import hopper_prefill
 
-    tile = tile_of(shape)
-    k, v = _forms(step.cache)
-    hopper_prefill[(hopper_programs(step.outputs.out.device),)](
-        hopper.descriptor(k, 1, tile.box_slots, 1),
-        hopper.descriptor(v, 1, tile.box_slots, 1),
-        step.queries,
-        step.block_table,
-        step.rules,
-        step.scales,
-        step.outputs,
-        step.work,
-        *numbers,
-        SIZES=attention_sizes(shape, causal),
-        TILE=tile,
-        num_warps=4,
-    )
+    k, v = (hopper.descriptor(form, 1, constants["TILE"].box_slots, 1) for form in _forms(step.cache))
+    groups = (k, v, step.queries, step.block_table, step.rules, step.scales, step.outputs, step.work)
+    launch(hopper_prefill, hopper_programs(step.outputs.out.device), groups, numbers, constants, description)
 
 
 def _forms(cache: PagedKV) -> tuple[Form, Form]:

@@ -138,9 +138,11 @@ def _launch_prefill(
     step: Step, partials: Partials, shape: Shape, arguments: StepArguments, description: Description
 ) -> None:
     if hopper_prefill.why_portable(shape, step) is None:
-        hopper_prefill.launch(step, shape, arguments.causal, arguments.numbers)
+        constants = hopper_prefill.constants_of(shape, arguments.causal)
+        hopper_prefill.run(step, arguments.numbers, constants, description)
     elif hopper_mla.why_portable(shape, step) is None:
-        hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers, prefill=True)
+        constants = hopper_mla.constants_of(shape, arguments.causal, prefill=True)
+        hopper_mla.run(step, partials, arguments.numbers, constants, description)
     else:
         programs, constants = num_programs(step.outputs.out.device), prefill_constants(shape, arguments.causal)
         launch(prefill, programs, (step,), arguments.numbers, constants, description)
@@ -150,7 +152,8 @@ def _launch_decode(
     step: Step, partials: Partials, shape: Shape, arguments: StepArguments, description: Description
 ) -> None:
     if hopper_mla.why_portable(shape, step) is None:
-        hopper_mla.launch(step, partials, shape, arguments.causal, arguments.numbers, prefill=False)
+        constants = hopper_mla.constants_of(shape, arguments.causal, prefill=False)
+        hopper_mla.run(step, partials, arguments.numbers, constants, description)
     else:
         programs, constants = num_programs(step.outputs.out.device), decode_constants(shape, arguments.causal)
         launch(decode, programs, (step, partials), arguments.numbers, constants, description)

@@ -70,6 +70,7 @@ def launch_prefill(options: dict[str, Any]) -> None:
     """A step with these sizes and rules; the rest is as in a model of head size 128."""
     from pageproof.optimized import hopper_prefill
     from pageproof.optimized.kernels.arguments import Step, paged_kv, queries
+    from pageproof.optimized.launching import describe
     from pageproof.optimized.shapes import Shape
     from pageproof.optimized.tile_table import Operands
 
@@ -82,7 +83,7 @@ def launch_prefill(options: dict[str, Any]) -> None:
     step = Step(queries(q), paged_kv(k, v), arguments.block_table, rules, scales, outputs, work)
     shape = Shape(HEADS, group, size, size_v, block_size, dtype, "sm_90", Operands.LOADED)
     assert hopper_prefill.why_portable(shape, step) is None
-    hopper_prefill.launch(step, shape, causal, numbers)
+    hopper_prefill.run(step, numbers, hopper_prefill.constants_of(shape, causal), describe((step,), numbers))
 
 
 def launch_mla(options: dict[str, Any]) -> None:
@@ -90,6 +91,7 @@ def launch_mla(options: dict[str, Any]) -> None:
     from pageproof.optimized import hopper_mla
     from pageproof.optimized.kernels.arguments import Step, latent_kv, queries
     from pageproof.optimized.launch import allocate_partials
+    from pageproof.optimized.launching import describe
     from pageproof.optimized.shapes import Shape
     from pageproof.optimized.tile_table import Operands
 
@@ -102,7 +104,8 @@ def launch_mla(options: dict[str, Any]) -> None:
     shape = Shape(1, group, 512, 512, block_size, dtype, "sm_90", Operands.LATENT, rope_size=64)
     assert hopper_mla.why_portable(shape, step) is None
     partials = allocate_partials(512, group, 512, q.device)
-    hopper_mla.launch(step, partials, shape, causal, numbers, prefill=found.get("prefill", False))
+    constants = hopper_mla.constants_of(shape, causal, prefill=found.get("prefill", False))
+    hopper_mla.run(step, partials, numbers, constants, describe((step, partials), numbers))
 
 
 def compiled(options: dict[str, Any]) -> Any:
@@ -126,7 +129,7 @@ def compiled(options: dict[str, Any]) -> Any:
     return found[0]
 
 
-def describe(kernel: Any) -> dict[str, Any]:
+def machine_code(kernel: Any) -> dict[str, Any]:
     """Shared memory, spilled bytes, the assembler's warnings, and what runs while values are being multiplied.
 
     `hidden`: for each wait for a product of values that follows one for scores, exponentials between the two.
@@ -164,4 +167,4 @@ def _run(tool: str, *arguments: str) -> str:
 
 if __name__ == "__main__":
     driver.set_active(NoDevice())
-    print(json.dumps(describe(compiled(json.loads(sys.argv[1])))))  # noqa: T201
+    print(json.dumps(machine_code(compiled(json.loads(sys.argv[1])))))  # noqa: T201

@@ -51,13 +51,13 @@ def _needs_hopper() -> None:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The query heads of each launch of the Hopper kernel."""
     heads: list[int] = []
-    launch: Callable[..., None] = hopper_mla.launch
+    run: Callable[..., None] = hopper_mla.run
 
-    def counted(step: Any, *rest: Any, prefill: bool) -> None:
+    def counted(step: Any, *rest: Any) -> None:
         heads.append(step.queries.main.shape[1])
-        launch(step, *rest, prefill=prefill)
+        run(step, *rest)
 
-    monkeypatch.setattr(hopper_mla, "launch", counted)
+    monkeypatch.setattr(hopper_mla, "run", counted)
     return heads
 
 

@@ -42,18 +42,18 @@ HEADS_OF_128: dict[str, Any] = {"group_size": 4, "head_size": 128, "head_size_v"
 def taken(expected: bool = True) -> Iterator[None]:
     """The prefills that are launched within take the kernel for Hopper, where there is one; or none does."""
     launches = 0
-    original = hopper_prefill.launch
+    original = hopper_prefill.run
 
     def counted(*arguments: Any) -> None:
         nonlocal launches
         launches += 1
         original(*arguments)
 
-    hopper_prefill.launch = counted
+    hopper_prefill.run = counted
     try:
         yield
     finally:
-        hopper_prefill.launch = original
+        hopper_prefill.run = original
     assert (launches > 0) is (expected and architecture(CUDA) == "sm_90")
 
 
