@@ -34,13 +34,15 @@ def kv_update(keys, values, cache, scales, slot_mapping, num_tokens, SIZES: tl.c
     Slots, keys and values are asked for at once, those of skipped rows too: only what is written waits for its slot.
     """
     NUM_HEADS: tl.constexpr = SIZES.num_kv_heads
-    flat = tl.arange(0, SIZES.tokens_step * SIZES.heads_step)
-    for first in range(tl.program_id(0) * SIZES.tokens_step, num_tokens, tl.num_programs(0) * SIZES.tokens_step):
-        tokens = first + flat // SIZES.heads_step
+    HEADS: tl.constexpr = SIZES.heads_step
+    TOKENS: tl.constexpr = SIZES.tokens_step
+    flat = tl.arange(0, TOKENS * HEADS)
+    for first in range(tl.program_id(0) * TOKENS, num_tokens, tl.num_programs(0) * TOKENS):
+        tokens = first + flat // HEADS
         exists = tokens < num_tokens
         place = tl.load(slot_mapping + tokens, mask=exists, other=-1)
-        for first_head in tl.static_range(0, NUM_HEADS, SIZES.heads_step):
-            heads = first_head + flat % SIZES.heads_step
+        for first_head in tl.static_range(0, NUM_HEADS, HEADS):
+            heads = first_head + flat % HEADS
             rows = Rows(tokens=tokens, heads=heads, mask=exists & (heads < NUM_HEADS))
             key = load_rows(keys.main, keys.stride_token, keys.stride_head, rows, SIZES.head_size, SIZES.padded_head)
             value = load_rows(
