@@ -16,7 +16,7 @@ from .kernels.sizes import UpdateSizes
 from .launch import device_guard, require_device
 from .launching import Constants, launch
 from .shapes import padded
-from .tuning import update_heads, update_programs
+from .tuning import update_elements, update_heads, update_programs
 
 
 def update_kv_cache(
@@ -79,27 +79,30 @@ def update_rows(
     num_tokens = slot_mapping.shape[0]
     if num_tokens == 0:
         return
-    num_heads, head_size, head_size_v = key.shape[1], key.shape[2], value.shape[2]
+    constants = _constants(key.shape[1], key.shape[2], value.shape[2], k_cache.shape[1])
     with device_guard(key):
         launch(
             kv_update,
-            min(num_tokens, update_programs(key.device)),
+            min(triton.cdiv(num_tokens, constants["SIZES"].tokens_step), update_programs(key.device)),
             (queries(key), queries(value), paged_kv(k_cache, v_cache), scales, slot_mapping),
             (num_tokens,),
-            _constants(num_heads, head_size, head_size_v, k_cache.shape[1]),
+            constants,
         )
 
 
 @functools.lru_cache(maxsize=1024)
 def _constants(num_heads: int, head_size: int, head_size_v: int, block_size: int) -> Constants:
+    padded_head, padded_value = padded(head_size), padded(head_size_v)
+    heads_step = min(triton.next_power_of_2(num_heads), update_heads())
     sizes = UpdateSizes(
         num_kv_heads=num_heads,
         head_size=head_size,
         head_size_v=head_size_v,
         block_size=block_size,
-        padded_head=padded(head_size),
-        padded_value=padded(head_size_v),
-        heads_step=min(triton.next_power_of_2(num_heads), update_heads()),
+        padded_head=padded_head,
+        padded_value=padded_value,
+        tokens_step=max(1, update_elements() // (heads_step * max(padded_head, padded_value))),
+        heads_step=heads_step,
     )
     return {"SIZES": sizes}
 

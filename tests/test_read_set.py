@@ -97,10 +97,10 @@ PLANTED = {
     ),
     "a row past the slots": (
         "update", "kv_cache.py", "num_tokens = slot_mapping.shape[0]", "num_tokens = key.shape[0]",
-        r"loads from 8 bytes after the end of slot_mapping",
+        r"loads from 0 bytes after the end of slot_mapping \(4 such places\)",
     ),
     "a negative slot": (
-        "update", "kernels/kv_update.py", "if place >= 0:", "if place != -1:",
+        "update", "kernels/kv_update.py", "(place >= 0)", "(place != -1)",
         r"stores to \d+ bytes before k_cache \(\d+ such places\)",
     ),
     "the slot after": (

@@ -63,4 +63,5 @@ class UpdateSizes:
     block_size: int
     padded_head: int
     padded_value: int
-    heads_step: int  # heads that a program takes at a time
+    tokens_step: int  # tokens, and heads of each, that a program takes at a time
+    heads_step: int

@@ -108,8 +108,8 @@ MUTANTS = (
     Mutant(
         "negative_slot_written",
         "kernels/kv_update.py",
-        "        if place >= 0:",
-        "        if place != -1:",
+        "mask = rows.mask & (place >= 0)",
+        "mask = rows.mask & (place != -1)",
         "only -1 is taken for padding; another negative slot is written before the pool (vLLM #43869)",
     ),
     Mutant(
