@@ -121,7 +121,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
         queries, cache, arguments.block_table, arguments.rules, arguments.scales, arguments.outputs, arguments.work
     )  # fmt: skip
     num_query_heads = shape.num_kv_heads * shape.group
-    partials = allocate_partials(plan_limits().partial_rows, num_query_heads, shape.head_size_v, out.device)
+    partials = allocate_partials(step.work.merge_items.shape[0], num_query_heads, shape.head_size_v, out.device)
     description = describe((step, partials), (*numbers, num_tokens))
     with device_guard(out):
         # A buffer of this few tokens cannot hold a request of the prefill list: a fact of its shape.

@@ -14,7 +14,16 @@ from .kernels import plan as kernels
 from .kernels.work_lists import NUM_COUNTS, RECORD
 from .launch import device_guard, require_device
 from .launching import Constants, launch
-from .tuning import PlanBlock, PlanLimits, num_programs, plan_block, plan_limits, plan_programs
+from .tuning import (
+    PlanBlock,
+    PlanLimits,
+    invariant_limits,
+    num_programs,
+    partial_rows,
+    plan_block,
+    plan_limits,
+    plan_programs,
+)
 
 # Positions, windows and their sums stay inside int32, and a split of kernels.WHOLE keys is never cut.
 LARGEST_SEQ_LEN = kernels.WHOLE.value - 1
@@ -56,6 +65,7 @@ def make_plan(
     capacity: Capacity | tuple[int, int, int],
     *,
     request_programs: int = REQUEST_PROGRAMS,
+    batch_invariant: bool = False,
     validate: bool = False,
 ) -> Plan:
     """Plan one step: write on the device which program will do what, from `batch`'s lengths as they are there.
@@ -65,6 +75,9 @@ def make_plan(
     request_programs: how many programs work side by side on one request of few tokens: the kv heads of the layers that
     share the plan; for absorbed MLA 1 up to 16 query heads, and 2 per 64 beyond. Speed depends on it, and the last
     bits of what is summed over many keys, because it decides how long a split is.
+    batch_invariant: split each request by its own lengths, so that its result has the same bits alone and in any batch,
+    permuted, padded or replayed, whatever the capacity and `request_programs` are. Partial results then take 32 rows
+    for each of the capacity's requests, where they take 512 in all, and small batches keep fewer programs busy.
     Lengths above the capacity are undefined; `validate` looks for them (and synchronises).
     """
     capacity = _check_capacity(batch, capacity)
@@ -72,36 +85,43 @@ def make_plan(
         raise bad_type("request_programs", request_programs, "an int")
     if not 1 <= request_programs <= LARGEST_REQUEST_PROGRAMS:
         raise bad_value("request_programs", request_programs, f"1 to {LARGEST_REQUEST_PROGRAMS}")
+    if not isinstance(batch_invariant, bool):
+        raise bad_type("batch_invariant", batch_invariant, "a bool")
     require_device("batch", batch.seq_lens)
     if validate:
         _check_lengths(batch, capacity)
-    limits = plan_limits()
+    limits = _limits(batch_invariant)
     num_prefill = capacity.num_tokens // limits.tile_tokens
     num_prefill += min(capacity.num_requests, capacity.num_tokens // (limits.decode_tokens + 1))
-    num_decode = capacity.num_requests + limits.partial_rows
+    num_partial = partial_rows(limits, capacity.num_requests)
+    num_decode = capacity.num_requests + num_partial
 
     new_empty = batch.seq_lens.new_empty
 
     def items(count: int) -> Tensor:
         return new_empty((max(count, 1), RECORD.value))
 
-    lists = items(num_prefill), items(num_decode), items(limits.partial_rows)
+    lists = items(num_prefill), items(num_decode), items(num_partial)
     plan = Plan(new_empty(NUM_COUNTS), *lists, batch.num_requests, capacity)
-    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)
+    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, batch_invariant, *plan.tensors)
     return plan
+
+
+def _limits(batch_invariant: bool) -> PlanLimits:
+    return invariant_limits(plan_limits()) if batch_invariant else plan_limits()
 
 
 def _write_plan(
     cu_seqlens_q: Tensor,
     seq_lens: Tensor,
     request_programs: int,
+    batch_invariant: bool,
     counts: Tensor,
     prefill_items: Tensor,
     decode_items: Tensor,
     merge_items: Tensor,
 ) -> None:
     num_requests = seq_lens.shape[0]
-    limits = plan_limits()
     block = plan_block(num_requests)
     shares = -(-(num_requests + 1) // block.share)  # triton.cdiv takes 2 us
     tensors = (cu_seqlens_q, seq_lens, counts, prefill_items, decode_items, merge_items)
@@ -109,6 +129,7 @@ def _write_plan(
         num_requests,
         prefill_items.shape[0],
         decode_items.shape[0],
+        merge_items.shape[0],
         request_programs,
         plan_programs(seq_lens.device),
     )
@@ -118,7 +139,7 @@ def _write_plan(
             min(shares, num_programs(seq_lens.device)),
             tensors,
             numbers,
-            _constants(limits, block),
+            _constants(_limits(batch_invariant), block),
         )
 
 
@@ -168,7 +189,8 @@ def _check_lengths(batch: Batch, capacity: Capacity) -> None:
 
 operators.define(
     "make_plan",
-    "Tensor cu_seqlens_q, Tensor seq_lens, int request_programs, Tensor(a!) counts, "
+    "Tensor cu_seqlens_q, Tensor seq_lens, int request_programs, bool batch_invariant, "
+    "Tensor(a!) counts, "
     "Tensor(b!) prefill_items, Tensor(c!) decode_items, Tensor(d!) merge_items",
     _write_plan,
 )

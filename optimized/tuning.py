@@ -6,7 +6,7 @@ Nothing here looks at a length, a page or any other value that changes from step
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,9 @@ class PlanLimits:
     split_base: int  # keys of the shortest split
     split_cost: int  # what one more split costs, in keys
     partial_rows: int  # rows of partial results that all splits together may need
+    own_splits: int = (
+        0  # splits x new tokens, at most, of a request that is split by its own lengths; 0: by the batch's
+    )
 
 
 # The interpreter pays per program and tile, not per element; small limits let small batches reach every edge.
@@ -49,8 +52,22 @@ INTERPRETER_PLAN_BLOCKS = (PlanBlock(64, 1, 16),)
 GPU_PLAN_BLOCKS = (PlanBlock(64, 1, 4), PlanBlock(256, 4, 4), PlanBlock(1024, 8, 16))
 
 
+OWN_SPLITS = 32
+
+
 def plan_limits() -> PlanLimits:
     return INTERPRETER_LIMITS if INTERPRETED else GPU_LIMITS
+
+
+@functools.cache
+def invariant_limits(limits: PlanLimits) -> PlanLimits:
+    """Those of plans that split each request by its own lengths: `partial_rows` does not bound what they need."""
+    return replace(limits, own_splits=OWN_SPLITS)
+
+
+def partial_rows(limits: PlanLimits, num_requests: int) -> int:
+    """Room for the partial results of so many requests."""
+    return max(limits.partial_rows, limits.own_splits * num_requests)
 
 
 def plan_block(num_requests: int) -> PlanBlock:

@@ -29,7 +29,7 @@ def filled_plan(batch: Any, capacity: Any, **options: Any) -> Plan:
     plan = make_plan(batch, capacity, **options)
     for tensor in plan.tensors:
         tensor.fill_(NO_REQUEST)
-    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, options["request_programs"], *plan.tensors)
+    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, options["request_programs"], False, *plan.tensors)
     return plan
 
 

@@ -78,7 +78,8 @@ def test_the_plan_on_the_host_is_the_plan_on_the_device(pageproof_device: torch.
         )
         case = case_of(requests)
         capacity = Capacity(starts[-1], len(requests), 2**21)
-        counts = make_plan(batch, capacity, request_programs=case.spec.num_kv_heads).counts.tolist()
+        plan = make_plan(batch, capacity, request_programs=case.spec.num_kv_heads)
+        counts = plan.counts.tolist()
         said = Ours().plan_of(case)
         for name, place in {
             "prefill_tiles": work_lists.NUM_PREFILL_ITEMS,
@@ -86,9 +87,10 @@ def test_the_plan_on_the_host_is_the_plan_on_the_device(pageproof_device: torch.
             "merged_rows": work_lists.NUM_MERGE_ITEMS,
             "partial_rows": work_lists.NUM_PARTIAL_ROWS,
             "most_decode_tokens": work_lists.MOST_DECODE_TOKENS,
-            "split_keys": work_lists.SPLIT_KEYS,
         }.items():
             assert said[name] == counts[place.value], (name, requests)
+        splits = plan.decode_items[: counts[work_lists.NUM_DECODE_ITEMS.value], work_lists.SPLIT_KEYS.value]
+        assert set(splits.tolist()) <= {said["split_keys"]}
         assert said["split_keys"] in (2**30, plan_limits().split_base << said["split_doublings"])
 
 

@@ -57,13 +57,13 @@ def split_width(requests: list[tuple[int, int]], limits: PlanLimits, programs: i
 
 
 def wanted_lists(requests: list[tuple[int, int]], width: int, limits: PlanLimits) -> dict[str, list[tuple[int, ...]]]:
-    """(request, index, first row, new tokens, keys, splits, first row of partial results) of every item."""
+    """(request, index, first row, new tokens, keys, splits, first row of partial results, split) of every item."""
     prefill, decode, merge = [], [], []
     first_row = next_partial = 0
     for request, (query_len, seq_len) in enumerate(requests):
         is_short = 0 < query_len <= limits.decode_tokens
         splits = splits_of(seq_len, width) if is_short else 0
-        rest = (first_row, query_len, seq_len, splits, next_partial)
+        rest = (first_row, query_len, seq_len, splits, next_partial, width)
         if query_len > limits.decode_tokens:
             prefill += [(request, tile, *rest) for tile in range(-(-query_len // limits.tile_tokens))]
         decode += [(request, split, *rest) for split in range(splits)]
@@ -78,7 +78,7 @@ def wanted_lists(requests: list[tuple[int, int]], width: int, limits: PlanLimits
 def records(items: Tensor, count: Tensor) -> list[tuple[int, ...]]:
     places = (
         *(work_lists.REQUEST, work_lists.INDEX, work_lists.FIRST_ROW, work_lists.QUERY_LEN, work_lists.SEQ_LEN),
-        *(work_lists.NUM_SPLITS, work_lists.FIRST_PARTIAL),
+        *(work_lists.NUM_SPLITS, work_lists.FIRST_PARTIAL, work_lists.SPLIT_KEYS),
     )
     return [tuple(record) for record in items[: int(count), [place.value for place in places]].tolist()]
 
@@ -130,13 +130,13 @@ def check(requests: list[tuple[int, int]], device: torch.device, request_program
     counts = plan.counts.cpu()
     width = split_width(requests, limits, plan_programs(device), request_programs)
     wanted = wanted_lists(requests, width, limits)
-    assert int(counts[work_lists.SPLIT_KEYS.value]) == width
+    assert int(counts[work_lists.ONE_TILE.value]) == 0
     assert records(plan.prefill_items, counts[work_lists.NUM_PREFILL_ITEMS.value]) == wanted["prefill"]
     assert records(plan.decode_items, counts[work_lists.NUM_DECODE_ITEMS.value]) == wanted["decode"]
     assert records(plan.merge_items, counts[work_lists.NUM_MERGE_ITEMS.value]) == wanted["merge"]
     assert int(counts[work_lists.NUM_ROWS.value]) == sum(query_len for query_len, _ in requests)
     # A split's partial results are a row for each token.
-    partial_rows = sum(query_len for _, _, _, query_len, _, splits, _ in wanted["decode"] if splits > 1)
+    partial_rows = sum(query_len for _, _, _, query_len, _, splits, *_ in wanted["decode"] if splits > 1)
     assert int(counts[work_lists.NUM_PARTIAL_ROWS.value]) == partial_rows <= limits.partial_rows
 
 
@@ -159,7 +159,7 @@ def test_lengths_above_the_capacity_overrun_no_list(
     sizes = [(work_lists.NUM_COUNTS,), (3, 8), (2, 8), (plan_limits().partial_rows, 8)]
     around = [torch.full((size[0] + 64, *size[1:]), -7, dtype=torch.int32, device=pageproof_device) for size in sizes]
     written = [tensor[32:-32] for tensor in around]
-    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, 8, *written)
+    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, 8, False, *written)
     assert all(bool((tensor[:32] == -7).all()) and bool((tensor[-32:] == -7).all()) for tensor in around)
     assert int(written[0][work_lists.NUM_PREFILL_ITEMS.value]) <= 3
     assert int(written[0][work_lists.NUM_DECODE_ITEMS.value]) <= 2
@@ -189,7 +189,7 @@ def test_splits_keep_264_programs_equally_busy(
     monkeypatch.setattr("pageproof.optimized.plan.plan_programs", lambda device: 264)
     capacity = Capacity(len(requests), len(requests), 65536)
     plan = make_plan(batch_of(requests, pageproof_device), capacity, request_programs=request_programs)
-    split = int(plan.counts[work_lists.SPLIT_KEYS.value])
+    split = int(plan.decode_items[0, work_lists.SPLIT_KEYS.value])
     assert split == split_width(requests, GPU_LIMITS, 264, request_programs) == keys
 
 

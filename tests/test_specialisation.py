@@ -98,7 +98,14 @@ KERNELS = {
     merge_splits: ("num_tokens",),
     merge_pair: ("num_rows",),
     kv_update: ("num_tokens",),
-    write_plan: ("num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"),
+    write_plan: (
+        "num_requests",
+        "max_prefill_items",
+        "max_decode_items",
+        "max_merge_items",
+        "request_programs",
+        "programs",
+    ),
 }
 
 

@@ -11,7 +11,7 @@ import triton.language as tl
 from .arguments import Numbers
 from .attend import attend
 from .tiles import finish, key_range, query_tile, store_lse, store_out
-from .work_lists import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, SPLIT_KEYS, load_item
+from .work_lists import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, ONE_TILE, load_item
 
 
 @triton.jit
@@ -41,7 +41,6 @@ def walk_splits(step, partials, numbers, item, num_sub_tiles, SIZES: tl.constexp
     counts = step.work.counts
     items = step.work.decode_items
     num_items = tl.load(counts + NUM_DECODE_ITEMS) * NUM_KV_HEADS * num_sub_tiles
-    split_keys = tl.load(counts + SPLIT_KEYS)
     if num_sub_tiles > 1:  # noqa: SIM102 - the compiler decides this one where it can
         if tl.program_id(0) < num_items:
             item = load_item(items, tl.program_id(0) // (NUM_KV_HEADS * num_sub_tiles))
@@ -52,7 +51,7 @@ def walk_splits(step, partials, numbers, item, num_sub_tiles, SIZES: tl.constexp
         if sub_tile * TILE.rows < span.query_len * SIZES.group:
             tile = query_tile(span, item.request, kv_head, 0, span.query_len, sub_tile, SIZES, TILE)
             start, end = key_range(tile, span, numbers, SIZES.causal)
-            start, end = split_range(start, end, item.index, split_keys)
+            start, end = split_range(start, end, item.index, item.split_keys)
             state = attend(step, numbers, tile, start, end, SIZES, TILE)
             if item.num_splits == 1:
                 out, lse = finish(state, step.rules, tile.rows)
@@ -70,7 +69,7 @@ def decode(
     step, partials, table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: tl.constexpr, TILE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """All splits; in tiles of WIDE, if there is one, where a request has more rows than a TILE."""
+    """All splits; in tiles of WIDE, if there is one, where a request has more rows than a TILE or ONE_TILE is set."""
     numbers = Numbers(table_stride, sliding_window, right_window, bias_width, bias_stride)
     # Asked for together with the counts. What lies there is used if the list has it, and if a split is one tile.
     place = tl.minimum(tl.program_id(0) // SIZES.num_kv_heads, SIZES.partial_rows - 1)
@@ -80,7 +79,7 @@ def decode(
     if WIDE is None:
         walk_splits(step, partials, numbers, item, tl.cdiv(most_rows, TILE.rows), SIZES, TILE)
     else:
-        if most_rows <= TILE.rows:
+        if (most_rows <= TILE.rows) & (tl.load(step.work.counts + ONE_TILE) == 0):
             # A constant: a division by a number out of memory would stand before the first load of keys.
             walk_splits(step, partials, numbers, item, 1, SIZES, TILE)
         else:

@@ -23,6 +23,7 @@ class Item(NamedTuple):
     span: Span
     num_splits: tl.tensor  # of the request; 1: its rows are finished where they are attended from, 0: it is prefilled
     first_partial: tl.tensor  # where the request's partial results begin, if it has more than one split
+    split_keys: tl.tensor  # how long a split of the request is
 
 
 class Rows(NamedTuple):

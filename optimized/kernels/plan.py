@@ -24,7 +24,7 @@ from .work_lists import (
     NUM_PARTIAL_ROWS,
     NUM_PREFILL_ITEMS,
     NUM_ROWS,
-    SPLIT_KEYS,
+    ONE_TILE,
     list_items,
 )
 
@@ -32,6 +32,7 @@ from .work_lists import (
 WHOLE = tl.constexpr(1 << 30)
 WHOLE_DOUBLINGS = tl.constexpr(30)
 LEVELS = tl.constexpr(16)
+MOST_DOUBLINGS = tl.constexpr(23)  # of 128 keys: more than WHOLE is
 
 
 class Lengths(NamedTuple):
@@ -125,7 +126,31 @@ def choose_split(
 
 
 @triton.jit
-def work_of(lengths, doublings, LIMITS: tl.constexpr):
+def own_doublings(lengths, LIMITS: tl.constexpr):
+    """Of each request's splits by its own lengths alone: one doubling at least, and OWN_SPLITS rows at most.
+
+    What a request's result is made of, in which order, then is the same in every batch.
+    """
+    most_splits = LIMITS.own_splits // tl.maximum(lengths.decode_query, 1)
+    wanted = tl.cdiv(lengths.keys, most_splits)
+    doublings = tl.zeros_like(wanted) + 1
+    for level in tl.static_range(1, MOST_DOUBLINGS):
+        doublings += ((LIMITS.split_base << level) < wanted).to(tl.int32)
+    return doublings
+
+
+@triton.jit
+def doublings_of(lengths, chosen, LIMITS: tl.constexpr):
+    """Of the splits of each request: `chosen`, or its own."""
+    if LIMITS.own_splits > 0:
+        return own_doublings(lengths, LIMITS)
+    else:
+        return tl.zeros_like(lengths.keys) + chosen
+
+
+@triton.jit
+def work_of(lengths, chosen, LIMITS: tl.constexpr):
+    doublings = doublings_of(lengths, chosen, LIMITS)
     splits = tl.where(lengths.decode_query > 0, num_splits_of(lengths.keys, doublings, LIMITS), 0)
     merge = tl.where(splits > 1, lengths.decode_query, 0)
     tiles = tl.where(lengths.query > LIMITS.decode_tokens, tl.cdiv(lengths.query, LIMITS.tile_tokens), 0)
@@ -133,7 +158,7 @@ def work_of(lengths, doublings, LIMITS: tl.constexpr):
 
 
 @triton.jit
-def work_before(cu_seqlens_q, seq_lens, first, doublings, LIMITS: tl.constexpr, BLOCK: tl.constexpr):
+def work_before(cu_seqlens_q, seq_lens, first, chosen, LIMITS: tl.constexpr, BLOCK: tl.constexpr):
     """What the requests before `first` bring together."""
     prefill = tl.cast(0, tl.int64)
     decode = tl.cast(0, tl.int64)
@@ -141,7 +166,7 @@ def work_before(cu_seqlens_q, seq_lens, first, doublings, LIMITS: tl.constexpr, 
     partial = tl.cast(0, tl.int64)
     for start in range(0, first, BLOCK):
         requests = start + tl.arange(0, BLOCK)
-        work = work_of(load_lengths(cu_seqlens_q, seq_lens, requests, first, LIMITS), doublings, LIMITS)
+        work = work_of(load_lengths(cu_seqlens_q, seq_lens, requests, first, LIMITS), chosen, LIMITS)
         more_prefill, more_decode = sum_both(work.prefill, work.decode)
         more_merge, more_partial = sum_both(work.merge, work.partial)
         prefill += more_prefill
@@ -153,19 +178,26 @@ def work_before(cu_seqlens_q, seq_lens, first, doublings, LIMITS: tl.constexpr, 
     )
 
 
-@triton.jit(do_not_specialize=["num_requests", "max_prefill_items", "max_decode_items", "request_programs", "programs"])
+@triton.jit(
+    do_not_specialize=[
+        "num_requests",
+        "max_prefill_items",
+        "max_decode_items",
+        "max_merge_items",
+        "request_programs",
+        "programs",
+    ]
+)
 def write_plan(
     cu_seqlens_q, seq_lens, counts, prefill_items, decode_items, merge_items,
-    num_requests, max_prefill_items, max_decode_items, request_programs, programs,
+    num_requests, max_prefill_items, max_decode_items, max_merge_items, request_programs, programs,
     LIMITS: tl.constexpr, BLOCK: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """The whole plan. A program's share are some requests in a row; behind the last there is one place for the ends."""
     share = tl.cdiv(tl.cdiv(num_requests + 1, SHARE), tl.num_programs(0)) * SHARE
     first = tl.program_id(0) * share
-    doublings, most_tokens = choose_split(
-        cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS, BLOCK
-    )
-    before = work_before(cu_seqlens_q, seq_lens, tl.minimum(first, num_requests), doublings, LIMITS, BLOCK)
+    chosen, most_tokens = choose_split(cu_seqlens_q, seq_lens, num_requests, request_programs, programs, LIMITS, BLOCK)
+    before = work_before(cu_seqlens_q, seq_lens, tl.minimum(first, num_requests), chosen, LIMITS, BLOCK)
     prefill = before.prefill
     decode = before.decode
     merge = before.merge
@@ -173,25 +205,32 @@ def write_plan(
     for start in range(first, tl.minimum(first + share, num_requests + 1), SHARE):
         requests = start + tl.arange(0, SHARE)
         lengths = load_lengths(cu_seqlens_q, seq_lens, requests, num_requests, LIMITS)
-        work = work_of(lengths, doublings, LIMITS)
+        work = work_of(lengths, chosen, LIMITS)
         first_prefill = prefill + tl.cumsum(work.prefill, 0) - work.prefill
         first_decode = decode + tl.cumsum(work.decode, 0) - work.decode
         first_merge = merge + tl.cumsum(work.merge, 0) - work.merge
         first_partial = partial + tl.cumsum(work.partial, 0) - work.partial
         span = Span(first_row=lengths.first_row, query_len=lengths.query, seq_len=lengths.keys)
-        shared = Item(request=requests, index=None, span=span, num_splits=work.decode, first_partial=first_partial)
+        doublings = doublings_of(lengths, chosen, LIMITS)
+        shared = Item(
+            request=requests,
+            index=None,
+            span=span,
+            num_splits=work.decode,
+            first_partial=first_partial,
+            split_keys=tl.where(doublings == WHOLE_DOUBLINGS, WHOLE, LIMITS.split_base << doublings),
+        )
         list_items(prefill_items, max_prefill_items, first_prefill, work.prefill, shared)
         list_items(decode_items, max_decode_items, first_decode, work.decode, shared)
-        list_items(merge_items, LIMITS.partial_rows, first_merge, work.merge, shared)
+        list_items(merge_items, max_merge_items, first_merge, work.merge, shared)
         is_end = requests == num_requests
-        split_keys = tl.where(doublings == WHOLE_DOUBLINGS, WHOLE, LIMITS.split_base << doublings)
         count = counts + tl.zeros_like(requests)
         tl.store(count + NUM_PREFILL_ITEMS, tl.minimum(first_prefill, max_prefill_items), mask=is_end)
         tl.store(count + NUM_DECODE_ITEMS, tl.minimum(first_decode, max_decode_items), mask=is_end)
-        tl.store(count + NUM_MERGE_ITEMS, first_merge, mask=is_end)
+        tl.store(count + NUM_MERGE_ITEMS, tl.minimum(first_merge, max_merge_items), mask=is_end)
         tl.store(count + NUM_PARTIAL_ROWS, first_partial, mask=is_end)
         tl.store(count + NUM_ROWS, lengths.first_row, mask=is_end)
-        tl.store(count + SPLIT_KEYS, split_keys + tl.zeros_like(requests), mask=is_end)
+        tl.store(count + ONE_TILE, tl.zeros_like(requests) + (1 if LIMITS.own_splits > 0 else 0), mask=is_end)
         tl.store(count + MOST_DECODE_TOKENS, most_tokens + tl.zeros_like(requests), mask=is_end)
         prefill += tl.sum(work.prefill, 0)
         decode += tl.sum(work.decode, 0)

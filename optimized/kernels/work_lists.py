@@ -19,12 +19,12 @@ NUM_PREFILL_ITEMS = tl.constexpr(0)
 NUM_DECODE_ITEMS = tl.constexpr(1)
 NUM_MERGE_ITEMS = tl.constexpr(2)
 NUM_PARTIAL_ROWS = tl.constexpr(3)
-SPLIT_KEYS = tl.constexpr(4)
+ONE_TILE = tl.constexpr(4)  # whether decode takes one kind of tile whatever the batch is
 MOST_DECODE_TOKENS = tl.constexpr(5)  # of one request of the decode list
 NUM_ROWS = tl.constexpr(6)  # of all requests; those behind them are padding
 NUM_COUNTS = 7
 
-# Places in a record; the eighth word is there for the alignment.
+# Places in a record.
 REQUEST = tl.constexpr(0)
 INDEX = tl.constexpr(1)
 FIRST_ROW = tl.constexpr(2)
@@ -32,6 +32,7 @@ QUERY_LEN = tl.constexpr(3)
 SEQ_LEN = tl.constexpr(4)
 NUM_SPLITS = tl.constexpr(5)
 FIRST_PARTIAL = tl.constexpr(6)
+SPLIT_KEYS = tl.constexpr(7)
 RECORD = tl.constexpr(8)
 
 ITEMS_STEP = tl.constexpr(32)  # of one request, written at once
@@ -52,6 +53,7 @@ def load_item(items, place):
         span=span,
         num_splits=tl.load(record + NUM_SPLITS),
         first_partial=tl.load(record + FIRST_PARTIAL),
+        split_keys=tl.load(record + SPLIT_KEYS),
     )
 
 
@@ -71,3 +73,4 @@ def list_items(items, max_items, first_items, num_items, shared):
         tl.store(record + SEQ_LEN, shared.span.seq_len[:, None], mask=mask)
         tl.store(record + NUM_SPLITS, shared.num_splits[:, None], mask=mask)
         tl.store(record + FIRST_PARTIAL, shared.first_partial[:, None], mask=mask)
+        tl.store(record + SPLIT_KEYS, shared.split_keys[:, None], mask=mask)

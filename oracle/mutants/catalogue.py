@@ -53,11 +53,13 @@ MUTANTS = (
     Mutant(
         "stale_plan",
         "plan.py",
-        '    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)\n'
+        '    operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, batch_invariant, '
+        "*plan.tensors)\n"
         "    return plan\n",
         "    global _first\n"
         "    if _first is None or _first.num_requests != plan.num_requests:\n"
-        '        operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, *plan.tensors)\n'
+        '        operators.call("make_plan", batch.cu_seqlens_q, batch.seq_lens, request_programs, batch_invariant, '
+        "*plan.tensors)\n"
         "        _first = plan\n"
         "    return _first\n\n\n"
         "_first = None\n",

@@ -8,7 +8,7 @@ from triton.experimental import gluon
 from ..decode import split_range
 from ..groups import QueryTile, Rows
 from ..tiles import inner_range, key_range
-from ..work_lists import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, NUM_PREFILL_ITEMS, SPLIT_KEYS, load_item
+from ..work_lists import MOST_DECODE_TOKENS, NUM_DECODE_ITEMS, NUM_PREFILL_ITEMS, load_item
 from .mla_groups import Bounds, Work
 from .mla_layouts import KEYS, ROWS
 
@@ -53,7 +53,7 @@ def find_work(job, index, BOX: gl.constexpr, SIZES: gl.constexpr, PREFILL: gl.co
     bounds = Bounds(context + first_pair // SIZES.group, context + last_pair // SIZES.group)
     start, end = key_range(bounds, span, job.numbers, SIZES.causal)
     if not PREFILL:
-        start, end = split_range(start, end, item.index, gl.load(step.work.counts + SPLIT_KEYS))
+        start, end = split_range(start, end, item.index, item.split_keys)
     inner_start, inner_end = inner_range(bounds, job.numbers, start, end, SIZES.causal)
     first_key = start // BOX * BOX
     num_steps = gl.where(end > start, gl.cdiv(end - first_key, 2 * KEYS), 0)
