@@ -55,7 +55,7 @@ def test_every_kind_of_row_is_judged_and_timed(tmp_path: Path) -> None:
                 assert line["gbps"] > 0
     assert all(row["floor_us"] > 0 for row in found["rows"])
     assert all(rate > 0 for rate in found["ceilings"].values())
-    assert set(lines["mixed-65536+4"]) == {"ours", "ours-planning", "ours-8192", "vllm-2d", "vllm-3d"}
+    assert set(lines["mixed-65536+4"]) == {"ours", "ours-planning", "ours-invariant", "ours-8192", "vllm-2d", "vllm-3d"}
     assert lines["mixed-65536+4"]["ours"]["plan_us"] > 0
     assert lines["update-8192"]["torch-update"]["agrees"]
     for row in lines.values():

@@ -107,7 +107,7 @@ def test_peers_are_chosen_by_name_family_and_section() -> None:
     assert "flex" not in usual
     assert "flex" in peers.chosen(None, "attention", "prefill")
     assert set(peers.chosen(["ours", "sdpa", "flex"], "attention", "decode")) == {
-        "ours", "sdpa-cudnn", "sdpa-flash", "flex",
+        "ours", "ours-invariant", "sdpa-cudnn", "sdpa-flash", "flex",
     }  # fmt: skip
     assert set(peers.chosen(["ours"], "update_kv_cache", "update")) == {"ours-update"}
     assert peers.unknown(["vllm", "flashinfer-fa3", "typo"]) == ["typo"]

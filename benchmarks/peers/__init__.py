@@ -55,6 +55,7 @@ class Peer:
 PEERS: dict[str, Peer] = {
     "ours": Peer("peers.ours:with_plan_given", ALL_ATTENTION),
     "ours-planning": Peer("peers.ours:planning_itself", ALL_ATTENTION, ("mixed",)),
+    "ours-invariant": Peer("peers.ours:batch_invariant", ALL_ATTENTION, ("decode", "mixed", "mla")),
     "ours-8192": Peer("peers.ours:in_the_widest_bucket", ATTENTION, ("mixed",)),
     "ours-update": Peer("peers.ours:update", UPDATES),
     "vllm-2d": Peer("peers.vllm:unsplit", ATTENTION),

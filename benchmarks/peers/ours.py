@@ -19,14 +19,23 @@ WIDEST = {"cuda": (8192, 256), "cpu": (64, 8)}  # tokens and requests of the one
 
 def with_plan_given(problem: Problem) -> Prepared:
     """The attention of one layer: its plan was made before, once for all layers."""
-    plan = _planned(problem)
+    return _with_plan(problem, batch_invariant=False)
+
+
+def batch_invariant(problem: Problem) -> Prepared:
+    """The same where a request's bits do not depend on the batch."""
+    return _with_plan(problem, batch_invariant=True)
+
+
+def _with_plan(problem: Problem, *, batch_invariant: bool) -> Prepared:
+    plan = _planned(problem, batch_invariant=batch_invariant)
     operation = getattr(optimized, problem.case.spec.operation)
 
     def work() -> None:
         operation(**problem.arguments, plan=plan)
 
     def make_plan() -> None:
-        _planned(problem)
+        _planned(problem, batch_invariant=batch_invariant)
 
     return _prepared(problem, work, dict(problem.outputs), make_plan)
 
@@ -83,12 +92,13 @@ def _prepared(problem: Problem, work: Any, outputs: dict[str, Tensor], plan: Any
     return Prepared(work=work, outputs=outputs, contract=find("ours").contract(problem.case), plan=plan)
 
 
-def _planned(problem: Problem) -> optimized.Plan:
+def _planned(problem: Problem, *, batch_invariant: bool = False) -> optimized.Plan:
     """For everything that the buffers hold, and not only for the batch that lies in them."""
     batch = problem.arguments["batch"]
     keys = batch.max_blocks * problem.case.spec.block_size
     capacity = problem.case.batch.num_tokens, batch.num_requests, keys
-    return optimized.make_plan(batch, capacity, request_programs=_programs_of(problem))
+    programs = _programs_of(problem)
+    return optimized.make_plan(batch, capacity, request_programs=programs, batch_invariant=batch_invariant)
 
 
 def _programs_of(problem: Problem) -> int:
