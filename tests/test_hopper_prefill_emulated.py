@@ -118,6 +118,12 @@ def test_every_order_takes_all_rows_once(
     assert launched == [rows * (spec.head_size_v + 1)]
 
 
+def test_a_step_without_prefill_takes_no_rows(launched: list[int]) -> None:
+    """Programs look up their first work whether there is one or not."""
+    agree(Spec(), batch=BatchShape(query_lens=(1,) * 20, seq_lens=tuple(range(1, 21))))
+    assert launched == [0]
+
+
 @pytest.mark.parametrize("rules", [{}, {"softcap": 3.0, "alibi": True}, {"sliding_window": 30}], ids=str)
 def test_softmax_scales_of_any_sign(
     launched: list[int], rules: dict[str, Any], monkeypatch: pytest.MonkeyPatch
