@@ -6,7 +6,7 @@ import functools
 
 from . import hopper
 from .hopper import Form
-from .kernels.arguments import Numbers, PagedKV, Pages, Step
+from .kernels.arguments import Numbers, PagedKV, Pages, Queries, Step
 from .kernels.hopper.sizes import CHUNK, SWIZZLE_ROWS, PrefillTile
 from .launching import Constants, Description, launch
 from .shapes import Shape, attention_sizes, padded
@@ -14,6 +14,7 @@ from .tile_table import Operands
 from .tuning import hopper_programs
 
 LARGEST_HEAD = 256
+MOST_TOKENS = 128  # of a work: one for each row of its consumers
 
 # In which order programs take the work. With request order, backwards or not, the program that begins with the longest
 # tile of rows has a longer one than the others at every turn.
@@ -22,7 +23,12 @@ ORDER = "snake"
 
 def why_portable(shape: Shape, step: Step) -> str | None:
     """Why the portable kernel takes this step's prefill, or None: that for Hopper does."""
-    return hopper.why_not_compiled(shape.architecture) or _why_not_shape(shape) or _why_not_step(step)
+    return (
+        hopper.why_not_compiled(shape.architecture)
+        or _why_not_shape(shape)
+        or _why_not_queries(step.queries, shape.group)
+        or _why_not_step(step)
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -32,6 +38,8 @@ def _why_not_shape(shape: Shape) -> str | None:
     sizes = (shape.head_size, shape.head_size_v)
     if not all(CHUNK // 2 < size <= LARGEST_HEAD for size in sizes):
         return f"head sizes {sizes}, not of {CHUNK // 2 + 1} to {LARGEST_HEAD}"
+    if shape.head_size * shape.arithmetic.itemsize % hopper.ALIGNMENT:
+        return f"queries of {shape.head_size} columns, no multiple of {hopper.ALIGNMENT} bytes"
     if shape.block_size % SWIZZLE_ROWS:
         return f"pages of {shape.block_size} slots, no multiple of {SWIZZLE_ROWS}"
     return None
@@ -40,8 +48,22 @@ def _why_not_shape(shape: Shape) -> str | None:
 def _why_not_step(step: Step) -> str | None:
     if step.rules.query_bias is not None:
         return "a query bias hides keys that may not be read"
+    if step.rules.softmax_scale < 0.0:
+        return "with a negative softmax scale the largest product is not the largest score"
     k, v = _forms(step.cache)
     return hopper.why_not_copied("k_cache", k) or hopper.why_not_copied("v_cache", v)
+
+
+def _why_not_queries(queries: Queries, group: int) -> str | None:
+    """Rows of queries are copied so many bytes at a time; within a work they are counted in 32 bits."""
+    main, strides = queries.main, (queries.stride_token, queries.stride_head)
+    if main.data_ptr() % hopper.ALIGNMENT:
+        return f"queries do not begin on {hopper.ALIGNMENT} bytes"
+    if any(stride * main.element_size() % hopper.ALIGNMENT for stride in strides):
+        return f"queries' strides {strides} are not multiples of {hopper.ALIGNMENT} bytes"
+    if MOST_TOKENS * strides[0] + group * strides[1] >= 2**31:
+        return f"queries' strides {strides} take a work of theirs beyond 32 bits"
+    return None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -36,7 +36,7 @@ KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 REPLACED = (
     (r"import triton\.experimental\.gluon\.language as (\w+)", r"import gluon_emulation as \1"),
     (r"from triton\.experimental import gluon", "import gluon_emulation as gluon"),
-    (r"from triton\.experimental\.gluon\.language\.nvidia\.hopper import", "from gluon_emulation import"),
+    (r"from triton\.experimental\.gluon\.language\.nvidia\.(?:ampere|hopper) import", "from gluon_emulation import"),
     (r"import triton\.language as tl", "import gluon_emulation as tl"),
     (r"import triton\b(?!\.)", "import gluon_emulation as triton"),
 )

@@ -53,6 +53,11 @@ def store(pointer: Pointer, value: Any, mask: Any = True) -> None:
     pointer.memory().view(bits)[places[wanted].long()] = values[wanted].contiguous().view(bits)
 
 
+def multiple_of(value: Any, factor: int) -> Any:
+    assert (torch.as_tensor(value) % factor == 0).all()
+    return value
+
+
 def inline_asm_elementwise(_text: str, _constraints: str, places: list[Any], **_: Any) -> None:
     """A prefetch, the only use there is: what it asks for has to exist."""
     for pointer in places:
@@ -155,6 +160,26 @@ def _copy(descriptor: Any, corner: list[Any], barrier: Barrier, target: Shared) 
     barrier.update(came=box.numel() * box.element_size())
 
 
+def _copy_later(target: Shared, pointer: Pointer, mask: Any) -> None:
+    """Neither what was there before nor what comes may be used before it is waited for."""
+    target.store(torch.full((target.shape[0], target.shape[1]), float("nan"), dtype=target.dtype))
+    program.copies.append((target, pointer, mask))
+
+
+def _commit_group() -> None:
+    program.groups.append(program.copies)
+    program.copies = []
+
+
+def _wait_group(pending: int) -> None:
+    while len(program.groups) > pending:
+        for target, pointer, mask in program.groups.pop(0):
+            target.store(load(pointer, mask))
+
+
+async_copy = SimpleNamespace(
+    async_copy_global_to_shared=_copy_later, commit_group=_commit_group, wait_group=_wait_group
+)
 mbarrier = SimpleNamespace(
     MBarrierLayout=_nothing,
     init=_init,
@@ -182,8 +207,11 @@ def warp_specialize(partitions: Any, warps: Any, registers: Any) -> None:
 
     def run(function: Any, arguments: Any) -> None:
         program.index, program.count = index, count
+        program.copies, program.groups = [], []  # a thread's own, not yet in a group and not yet waited for
         try:
             function(*arguments)
+            assert not program.copies
+            assert not program.groups
         except BaseException as failure:  # raised again by the thread that waits
             failures.append(failure)
 

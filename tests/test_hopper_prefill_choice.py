@@ -70,6 +70,7 @@ def test_it_takes(change: dict[str, Any]) -> None:
         ({"operands": Operands.LATENT, "rope_size": 64}, "16-bit"),
         ({"rope_size": 64}, "16-bit"),
         ({"head_size": 32}, "head sizes (32, 128)"),
+        ({"head_size": 100}, "queries of 100 columns, no multiple of 16 bytes"),
         ({"head_size_v": 272}, "head sizes (128, 272)"),
         ({"block_size": 1}, "pages of 1 slots"),
         ({"block_size": 20}, "pages of 20 slots"),
@@ -112,6 +113,43 @@ def test_a_query_bias_is_not_taken() -> None:
     biased = of_caches(bfloat16(BLOCKS, BLOCK_SIZE, 2, 128), bfloat16(BLOCKS, BLOCK_SIZE, 2, 128))
     biased = biased._replace(rules=biased.rules._replace(query_bias=torch.zeros(2, 4)))
     assert "query bias" in (why_portable(SHAPE, biased) or "")
+
+
+def test_a_negative_softmax_scale_is_not_taken() -> None:
+    plain = of_caches(bfloat16(BLOCKS, BLOCK_SIZE, 2, 128), bfloat16(BLOCKS, BLOCK_SIZE, 2, 128))
+    for scale in (0.1, 0.0, -0.0):
+        assert why_portable(SHAPE, plain._replace(rules=plain.rules._replace(softmax_scale=scale))) is None
+    negative = plain._replace(rules=plain.rules._replace(softmax_scale=-0.1))
+    assert "negative softmax scale" in (why_portable(SHAPE, negative) or "")
+
+
+@pytest.mark.parametrize(
+    ("q", "words"),
+    [
+        (bfloat16(2, 8, 136)[..., 4:132], "do not begin on 16 bytes"),
+        (bfloat16(2, 8, 130)[..., :128], "strides (1040, 130)"),
+        (bfloat16(2, 8 * 128 + 4)[:, : 8 * 128].view(2, 8, 128), "strides (1028, 128)"),
+    ],
+    ids=["off 16 bytes", "heads off 16 bytes", "tokens off 16 bytes"],
+)
+def test_queries_that_cannot_be_copied_16_bytes_at_a_time(q: Tensor, words: str) -> None:
+    cache = paged_kv(bfloat16(BLOCKS, BLOCK_SIZE, 2, 128), bfloat16(BLOCKS, BLOCK_SIZE, 2, 128))
+    assert words in (why_portable(SHAPE, step(q, cache=cache)) or "")
+
+
+def test_queries_too_far_apart_to_be_counted_in_32_bits() -> None:
+    """As strides say; there is no such memory."""
+    plain = of_caches(bfloat16(BLOCKS, BLOCK_SIZE, 2, 128), bfloat16(BLOCKS, BLOCK_SIZE, 2, 128))
+    for stride, is_taken in ((2**24 - 8, True), (2**24, False)):
+        found = why_portable(SHAPE, plain._replace(queries=plain.queries._replace(stride_token=stride)))
+        assert is_taken is (found is None)
+        assert is_taken or "beyond 32 bits" in (found or "")
+
+
+def test_queries_of_a_fused_projection_are_taken() -> None:
+    """Whose strides are multiples of 16 bytes, but of no more."""
+    cache = paged_kv(bfloat16(BLOCKS, BLOCK_SIZE, 2, 128), bfloat16(BLOCKS, BLOCK_SIZE, 2, 128))
+    assert why_portable(SHAPE, step(bfloat16(2, 8 * 136 + 8)[:, 8:].view(2, 8, 136)[..., :128], cache=cache)) is None
 
 
 TAKEN = {"NHD", "HND", "interleaved", "head_major", "sliced", "slot_major"}

@@ -12,8 +12,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from ..tiles import LOG2_E, inner_range
 from .layouts import product_layout, weights_layout
 from .prefill_groups import Carried, Place
-from .prefill_rows import load_queries, rows_of, store_rows
-from .prefill_schedule import advance, key_tiles, num_works, work_of
+from .prefill_rows import await_queries, copy_queries, rows_of, store_rows
+from .prefill_schedule import advance, key_tiles, no_work, num_works, work_of
 from .prefill_softmax import row_limits, weigh
 
 
@@ -83,21 +83,31 @@ def first_tile(
 
 
 @gluon.jit
+def begin(step, numbers, turn, works, tensors, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr):
+    """Look up the work of a turn, and ask for its queries: nobody may be reading those of the turn before any more."""
+    work, start, end = work_of(step, numbers, turn, works, SIZES, TILE)
+    if work.is_live:
+        copy_queries(tensors.q.index(WHICH), step.queries, work, WHICH, SIZES, TILE)
+    return work, start, end
+
+
+@gluon.jit
 def attend_rows(
-    work, keys, step, numbers, places, tensors, barriers, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr
+    begun, turn, works, step, numbers, places, tensors, barriers,
+    WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
-    """All keys of the consumer's rows, and the answer written; returns where the rings are after that."""
+    """All keys of the consumer's rows, and the answer written.
+
+    Returns where the rings are after that, and the work of the next turn, which begins on the way.
+    """
     KEYS: gl.constexpr = TILE.keys
     WINDOW: gl.constexpr = numbers.sliding_window is not None
+    work, start, end = begun
     rules = step.rules
     softmax_scale = rules.softmax_scale
-    load_queries(tensors.q.index(WHICH), step.queries, work, softmax_scale < 0.0, WHICH, SIZES, TILE)
-    # The sign went into q, so that the largest score stays the largest when it is scaled.
-    softmax_scale = gl.abs(softmax_scale)
     if rules.softcap is None:
         softmax_scale = softmax_scale * LOG2_E
     rows = rows_of(work, WHICH, gl.SliceLayout(1, product_layout(KEYS)), SIZES, TILE)
-    start, end = keys
     first, last = key_tiles(start, end, KEYS)
     limits = row_limits(rows, numbers, start, end, SIZES.causal)
     inner_start, inner_end = inner_range(rows, numbers, start, end, SIZES.causal)
@@ -128,10 +138,12 @@ def attend_rows(
         )  # fmt: skip
     k, v = places
     weighted = multiply_values(carried, tensors, barriers, v)
+    # All warps are done with this turn's queries, as with the last keys, of which the producer has been told.
+    following = begin(step, numbers, turn + 1, works, tensors, WHICH, SIZES, TILE)
     weighted, _ = warpgroup_mma_wait(0, deps=[weighted, carried.weights])
     mbarrier.arrive(barriers.v_empty.index(v.stage), count=1)
     store_rows(step, rows.rows, rows.kv_head, carried.maximum, carried.total, weighted, SIZES)
-    return k, advance(v, TILE.stages)
+    return (k, advance(v, TILE.stages)), following
 
 
 @gluon.jit
@@ -139,10 +151,15 @@ def consume(
     step, numbers, tensors, barriers, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr
 ):  # fmt: skip
     """Attend from the `WHICH`-th half of the rows of all work that the program has."""
-    k = Place(stage=gl.to_tensor(0), phase=gl.to_tensor(0))
-    v = Place(stage=gl.to_tensor(0), phase=gl.to_tensor(0))
+    first = Place(stage=gl.to_tensor(0), phase=gl.to_tensor(0))
+    places = (first, first)
     works = num_works(step.work, SIZES, TILE)
-    for turn in range(0, (works + gl.num_programs(0) - 1) // gl.num_programs(0)):
-        work, start, end = work_of(step, numbers, turn, works, SIZES, TILE)
-        if work.is_live:
-            k, v = attend_rows(work, (start, end), step, numbers, (k, v), tensors, barriers, WHICH, SIZES, TILE)
+    begun = no_work()
+    for turn in range(-1, (works + gl.num_programs(0) - 1) // gl.num_programs(0)):
+        if begun[0].is_live:
+            await_queries()
+            places, begun = attend_rows(
+                begun, turn, works, step, numbers, places, tensors, barriers, WHICH, SIZES, TILE
+            )  # fmt: skip
+        else:
+            begun = begin(step, numbers, turn + 1, works, tensors, WHICH, SIZES, TILE)

@@ -1,9 +1,10 @@
-"""A consumer's rows: where they are, how their queries are read and their answers written."""
+"""A consumer's rows: where they are, how their queries come and their answers written."""
 
 from __future__ import annotations
 
 import triton.experimental.gluon.language as gl
 from triton.experimental import gluon
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..groups import QueryTile, Rows
@@ -35,17 +36,31 @@ def rows_of(work, WHICH: gl.constexpr, LAYOUT: gl.constexpr, SIZES: gl.constexpr
 
 
 @gluon.jit
-def load_queries(q, queries, work, is_negative, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr):
-    """Fill the consumer's shared memory with its rows of q, with the sign of the softmax scale."""
+def copy_queries(q, queries, work, WHICH: gl.constexpr, SIZES: gl.constexpr, TILE: gl.constexpr):
+    """Ask for the consumer's rows of q in its shared memory, which nobody may be reading; zeros for those too many.
+
+    Asked for before the work before is finished, they come while it is.
+    """
     COLUMNS: gl.constexpr = q.shape[1]
     LANES: gl.constexpr = min(COLUMNS // 8, 32)
     LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [32 // LANES, LANES], [gl.num_warps(), 1], [1, 0])
-    rows = rows_of(work, WHICH, gl.SliceLayout(1, LAYOUT), SIZES, TILE).rows
+    flat = work.first_flat + WHICH * TILE.rows + gl.arange(0, TILE.rows, gl.SliceLayout(1, LAYOUT))
+    tokens, heads = flat // SIZES.group, flat % SIZES.group
     dims = gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT))
-    place = rows.tokens.to(gl.int64) * queries.stride_token + rows.heads.to(gl.int64) * queries.stride_head
-    mask = rows.mask[:, None] & (dims < SIZES.head_size)[None, :]
-    loaded = gl.load(queries.main + place[:, None] + dims[None, :], mask=mask, other=0.0)
-    q.store(gl.where(is_negative, -loaded, loaded))
+    row = (work.first_row + work.first_token).to(gl.int64)
+    first = row * queries.stride_token + (work.kv_head * SIZES.group).to(gl.int64) * queries.stride_head
+    # From there on 32 bits are enough, and all is a multiple of 8, as the launch has made sure of.
+    place = gl.multiple_of(tokens * queries.stride_token + heads * queries.stride_head, 8)
+    mask = (work.first_token + tokens < work.end_token)[:, None] & (dims < SIZES.head_size)[None, :]
+    source = queries.main + gl.multiple_of(first, 8)
+    async_copy.async_copy_global_to_shared(q, source + (place[:, None] + dims[None, :]), mask)
+    async_copy.commit_group()
+
+
+@gluon.jit
+def await_queries():
+    """Until what `copy_queries` asked for is there for the tensor cores, whichever thread has brought it."""
+    async_copy.wait_group(0)
     fence_async_shared()
     synchronise()
 

@@ -49,7 +49,10 @@ def place_in_order(turn, works, TILE: gl.constexpr):
 
 @gluon.jit
 def work_of(step, numbers, turn, works, SIZES: gl.constexpr, TILE: gl.constexpr):
-    """A program's work in its `turn`-th turn, and the keys [start, end) that some of its rows sees."""
+    """A program's work in its `turn`-th turn, and the keys [start, end) that some of its rows sees.
+
+    Of a work that is not live anything may be said: even the first record is garbage where the list is empty.
+    """
     JOINED: gl.constexpr = joined_items(SIZES, TILE)
     TILES: gl.constexpr = tiles_of_item(SIZES, TILE)
     ROWS: gl.constexpr = CONSUMERS * TILE.rows
@@ -83,6 +86,13 @@ def work_of(step, numbers, turn, works, SIZES: gl.constexpr, TILE: gl.constexpr)
     )
     start, end = key_range(work, span, numbers, SIZES.causal)
     return work, start, end
+
+
+@gluon.jit
+def no_work():
+    """What `work_of` would say of the turn before the first."""
+    zero = gl.to_tensor(0)
+    return Work(zero != 0, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero), zero, zero
 
 
 @gluon.jit
