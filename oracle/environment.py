@@ -62,13 +62,13 @@ def usable_cores() -> int:
 def sleep_while_waiting(device: torch.device) -> None:
     """Have this process sleep while it waits for a GPU, not ask it again and again: others have use for the core.
 
-    To be called before CUDA is initialised on the device, or after. Where the driver's library is not found, nothing
-    changes.
+    To be called before CUDA is initialised on the device, or after. Where the driver's library does not offer it,
+    nothing changes.
     """
     if device.type != "cuda" or torch.version.cuda is None:
         return
     index = device.index or 0
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # there is no such library, or an older one
         driver = ctypes.CDLL("libcuda.so.1")
         driver.cuInit(0)
         driver.cuDevicePrimaryCtxSetFlags_v2(index, CU_CTX_SCHED_BLOCKING_SYNC)

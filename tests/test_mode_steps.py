@@ -58,19 +58,6 @@ def test_every_step_is_a_valid_plain_case_of_its_buckets_sizes() -> None:
         assert large.num_tokens >= case.batch.num_tokens
 
 
-def test_what_is_compiled_has_one_bucket_which_holds_the_steps_of_both() -> None:
-    for case in cases():
-        compiled, full = steps_of(replace(case, mode="compiled")), steps_of(case)
-        assert compiled.captures("compiled") == (("compiled", compiled.captured[0]),)
-        assert {step.bucket for step in (*compiled.captured, *compiled.replayed)} == {LARGE}
-        large = full.captured[LARGE].case.batch
-        for step, like in zip(compiled.replayed, full.replayed, strict=True):
-            assert (step.profile, step.case.seed) == (like.profile, like.case.seed)
-            assert sum(step.case.batch.query_lens) == sum(like.case.batch.query_lens)
-            assert step.case.batch.num_tokens == large.num_tokens
-            assert step.case.batch.num_requests == large.num_requests
-
-
 def test_every_profile_is_replayed_and_the_cases_own_batch_in_each_case() -> None:
     seen: Counter[str] = Counter()
     for case in cases():

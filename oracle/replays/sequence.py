@@ -2,7 +2,7 @@
 
 As in an engine one bucket's buffers hold every step: tokens and requests are padded up to powers of two, the block
 table is as wide and the pool as large as the largest step needs. A second, smaller bucket is captured into the same
-memory after it, and the two take turns. What is only compiled shares no memory: there one bucket holds all steps.
+memory after it, and the two take turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ OWN, REWRITTEN = "the case's own batch", "the same batch, rejected: other values
 CAPTURED = ("longest", "one token", "full", "empty")  # far off from most others in whatever a capture freezes
 LARGE, SMALL = 0, 1
 DISPATCHED = "full_and_piecewise"
-COMPILED = "compiled"  # to trace a second bucket would take as long as all else of a case
 FEWEST_KEYS, LEAST_WORK = 16, 64  # for the steps of cases that have next to nothing
 
 
@@ -43,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    captured: tuple[Step, ...]  # what the buffers hold while they are captured: the large bucket's, the small one's
+    captured: tuple[Step, Step]  # what the buffers hold while they are captured: the large bucket's, the small one's
     replayed: tuple[Step, ...]
     uniform: tuple[Step, ...] = ()  # where steps are dispatched: of the full graphs, captured after those two
     query_len: int = 0  # tokens of each request in those
@@ -76,14 +75,11 @@ def steps_of(case: Case) -> Steps:
         drawn += [_Drawn(*captured_batch(query_len, _of(bucket, limits), rng), bucket) for bucket in (LARGE, SMALL)]
     else:
         drawn += _replayed(case, _by_turns([kind for kind in PROFILES if kind != capturing[LARGE]], limits, rng))
-    if case.mode == COMPILED:
-        drawn = [replace(step, bucket=LARGE) for step in drawn]
     steps, *others = (_layer(layer, drawn, limits) for layer in layers_of(case))
     for other in others:
         steps = [replace(step, other_group=layer) for step, layer in zip(steps, other, strict=True)]
     replayed, uniform = tuple(steps[2 : 2 + case.replays]), tuple(steps[-2:]) if query_len else ()
-    captured = tuple(steps[: 1 if case.mode == COMPILED else 2])
-    return Steps(captured=captured, replayed=replayed, uniform=uniform, query_len=query_len)
+    return Steps(captured=(steps[0], steps[1]), replayed=replayed, uniform=uniform, query_len=query_len)
 
 
 def _layer(case: Case, drawn: Sequence[_Drawn], limits: Limits) -> list[Step]:
