@@ -83,14 +83,13 @@ def prefill_constants(shape: Shape, causal: bool) -> Constants:
 @functools.lru_cache(maxsize=1024)
 def decode_constants(shape: Shape, causal: bool) -> Constants:
     chosen = tiles(shape, prefill=False)
-    wide_stages = chosen.wide_stages or chosen.num_stages
-    wide = Tile(chosen.wide_m, chosen.block_n, wide_stages) if chosen.wide_m else None
+    wide = Tile(chosen.wide_m, chosen.block_n) if chosen.wide_m else None
     return {"SIZES": attention_sizes(shape, causal), "WIDE": wide, **_tile_constants(chosen)}
 
 
 def _tile_constants(chosen: Tiles) -> Constants:
     return {
-        "TILE": Tile(chosen.block_m, chosen.block_n, chosen.num_stages),
+        "TILE": Tile(chosen.block_m, chosen.block_n),
         "num_warps": chosen.num_warps,
         "num_stages": chosen.num_stages,
     }

@@ -20,7 +20,6 @@ class Tiles:
     num_warps: int
     num_stages: int
     wide_m: int = 0  # of decode: rows of the tile if some request has more than block_m; 0: the same, several times
-    wide_stages: int = 0  # of that tile; 0: as many
 
 
 class Operands(Enum):
@@ -82,11 +81,11 @@ def shared_bytes(architecture: Architecture, tiles: Tiles, need: Need) -> int:
     (1 KiB more; 213,552 bytes for the latent tile), and float32 weights of decompressed MLA (58,368 for 53,248).
     """
     is_latent = need.operands in (Operands.LATENT, Operands.CAST_LATENT)
-    kinds = [(tiles.block_m, tiles.num_stages), (tiles.wide_m, tiles.wide_stages or tiles.num_stages)]
-    columns = need.key_columns + (0 if is_latent else need.value_columns)
-    row_columns = need.key_columns if architecture.holds_queries else 0
-    row_columns += tiles.block_n if is_latent else 0
-    return max(rows * row_columns + stages * tiles.block_n * columns for rows, stages in kinds if rows) * need.itemsize
+    rows = max(tiles.block_m, tiles.wide_m)
+    elements = rows * need.key_columns if architecture.holds_queries else 0
+    elements += tiles.num_stages * tiles.block_n * (need.key_columns + (0 if is_latent else need.value_columns))
+    elements += rows * tiles.block_n if is_latent else 0
+    return elements * need.itemsize
 
 
 def choose_tiles(architecture: str, need: Need) -> Tiles:
@@ -132,10 +131,9 @@ ANYWHERE = (
 MEASURED = (
     # Head size 128: 358 TFLOP/s of prefill (293 with 64 rows, 335 with 128 keys); decode of 64 x 8192 at 98% of the
     # copy rate (81% with two stages, or with 128 keys in three); 16 tokens of each of 32 x 4096 in 153 us (465 without
-    # the wide tile). In warp products, of fewer than 64 rows, `num_stages` - 1 tiles of keys lie in shared memory: four
-    # stages take no more than three of the wide tile.
+    # the wide tile).
     Row(PREFILL, LOADED, 2, Tiles(128, 64, 8, 3), max_row_bytes=512, min_value_columns=64),
-    Row(DECODE, LOADED, 2, Tiles(16, 64, 4, 4, wide_m=64, wide_stages=3), max_row_bytes=512, min_value_columns=64),
+    Row(DECODE, LOADED, 2, Tiles(16, 64, 4, 3, wide_m=64), max_row_bytes=512, min_value_columns=64),
     # 128 requests x 4096, 128 heads, 576/512: 204 TFLOP/s; 16 x 16 50, 16 warps 101, one stage 177.
     Row(PREFILL, LATENT, 2, Tiles(64, 64, 8, 2), min_value_columns=64),
     Row(DECODE, LATENT, 2, Tiles(64, 64, 8, 2), min_value_columns=64, min_group=MANY_HEADS),

@@ -145,7 +145,7 @@ def attend(step, numbers, tile, start, end, SIZES: tl.constexpr, TILE: tl.conste
     columns = tl.arange(0, BLOCK_N)
     # Blocks are looked up one tile ahead: keys and values can be asked for without waiting for the table first.
     next_blocks = load_blocks(step.block_table, numbers, tile.request, first_key + columns, start, end, SIZES)
-    for first in tl.range(first_key, end, BLOCK_N, num_stages=TILE.stages):
+    for first in range(first_key, end, BLOCK_N):
         keys = first + columns
         block = next_blocks.to(tl.int64)
         slot = (keys % SIZES.block_size).to(tl.int64)

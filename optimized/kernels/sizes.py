@@ -38,7 +38,6 @@ class Tile:
 
     rows: int
     keys: int
-    stages: int  # of the loop over keys: how many tiles of them are under way
 
 
 @dataclass(frozen=True)
