@@ -18,6 +18,7 @@ from .kernels.arguments import (
     PagedKV,
     Partials,
     Queries,
+    Requests,
     ScoreRules,
     Step,
     WorkLists,
@@ -53,7 +54,7 @@ def device_guard(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
 class StepArguments(NamedTuple):
     """What the attention operators have in common, grouped as the kernels take it."""
 
-    block_table: Tensor
+    requests: Requests
     rules: ScoreRules
     scales: DeviceScales
     outputs: Outputs
@@ -95,7 +96,7 @@ def read_step(
 ) -> StepArguments:
     """The groups of STEP_SCHEMA: an operator's schema is flat, and this is the one place that knows its order."""
     return StepArguments(
-        block_table=block_table,
+        requests=Requests(block_table),
         rules=ScoreRules(softmax_scale, softcap, softcap and 1.0 / softcap, alibi_slopes, sinks, query_bias),
         scales=DeviceScales(scale(q_scale), scale(k_scale), scale(v_scale), scale(out_scale)),
         outputs=outputs(out, lse),
@@ -118,7 +119,7 @@ def launch_step(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepA
     if num_tokens == 0:
         return
     step = Step(
-        queries, cache, arguments.block_table, arguments.rules, arguments.scales, arguments.outputs, arguments.work
+        queries, cache, arguments.requests, arguments.rules, arguments.scales, arguments.outputs, arguments.work
     )  # fmt: skip
     num_query_heads = shape.num_kv_heads * shape.group
     partials = allocate_partials(step.work.merge_items.shape[0], num_query_heads, shape.head_size_v, out.device)

@@ -80,7 +80,7 @@ def launch_prefill(options: dict[str, Any]) -> None:
     q = torch.zeros(TOKENS, HEADS * group, size, dtype=dtype)
     k, v = (torch.zeros(PAGES, block_size, HEADS, columns, dtype=dtype) for columns in (size, size_v))
     _, rules, scales, outputs, work, numbers, causal = arguments = step_arguments(found, q, size_v)
-    step = Step(queries(q), paged_kv(k, v), arguments.block_table, rules, scales, outputs, work)
+    step = Step(queries(q), paged_kv(k, v), arguments.requests, rules, scales, outputs, work)
     shape = Shape(HEADS, group, size, size_v, block_size, dtype, "sm_90", Operands.LOADED)
     assert hopper_prefill.why_portable(shape, step) is None
     hopper_prefill.run(step, numbers, hopper_prefill.constants_of(shape, causal), describe((step,), numbers))
@@ -100,7 +100,7 @@ def launch_mla(options: dict[str, Any]) -> None:
     q, rope = (torch.zeros(TOKENS, group, columns, dtype=dtype) for columns in (512, 64))
     latent = torch.zeros(PAGES, block_size, 576, dtype=dtype)
     _, rules, scales, outputs, work, numbers, causal = arguments = step_arguments(found, q, 512)
-    step = Step(queries(q, rope), latent_kv(latent, 512), arguments.block_table, rules, scales, outputs, work)
+    step = Step(queries(q, rope), latent_kv(latent, 512), arguments.requests, rules, scales, outputs, work)
     shape = Shape(1, group, 512, 512, block_size, dtype, "sm_90", Operands.LATENT, rope_size=64)
     assert hopper_mla.why_portable(shape, step) is None
     partials = allocate_partials(512, group, 512, q.device)

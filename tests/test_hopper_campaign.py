@@ -31,7 +31,7 @@ def choices(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, bool]]:
 
     def choose(queries: Queries, cache: PagedKV, shape: Shape, arguments: StepArguments) -> None:
         _, rules, scales, outputs, work, _, _ = arguments
-        step = Step(queries, cache, arguments.block_table, rules, scales, outputs, work)
+        step = Step(queries, cache, arguments.requests, rules, scales, outputs, work)
         found.append((hopper_prefill.why_portable(shape, step) is None, hopper_mla.why_portable(shape, step) is None))
 
     monkeypatch.setattr(hopper, "why_not_compiled", lambda _architecture: None)

@@ -57,6 +57,12 @@ class PagedKV(NamedTuple):
     w_uv: Weights | None = None  # to v_head_dim
 
 
+class Requests(NamedTuple):
+    """What attention asks of the requests themselves; the rest is in the plan's lists."""
+
+    block_table: Tensor  # [num_requests, max_blocks] int32, row stride Numbers.table_stride
+
+
 class ScoreRules(NamedTuple):
     softmax_scale: float
     softcap: float | None
@@ -113,11 +119,14 @@ class WorkLists(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What a step of attention reads and writes, apart from partial results; which rows and keys, `work` says."""
+    """What a step of attention reads and writes, apart from partial results; which rows and keys, `work` says.
+
+    Groups only: with a tensor among them Triton 3.6 takes the integers inside of the others for None.
+    """
 
     queries: Queries
     cache: PagedKV
-    block_table: Tensor  # [num_requests, max_blocks] int32, row stride Numbers.table_stride
+    requests: Requests
     rules: ScoreRules
     scales: DeviceScales
     outputs: Outputs

@@ -15,9 +15,9 @@ from .tiles import LOG2_E, inner_range, load_bias, load_rows, scale_of, shape_sc
 
 
 @triton.jit
-def load_blocks(block_table, numbers, request, keys, start, end, SIZES: tl.constexpr):
+def load_blocks(requests, numbers, request, keys, start, end, SIZES: tl.constexpr):
     """The block of each key; the table is read only for keys in [start, end)."""
-    row = block_table + request.to(tl.int64) * numbers.table_stride
+    row = requests.block_table + request.to(tl.int64) * numbers.table_stride
     return tl.load(row + keys // SIZES.block_size, mask=(keys >= start) & (keys < end), other=0)
 
 
@@ -144,12 +144,12 @@ def attend(step, numbers, tile, start, end, SIZES: tl.constexpr, TILE: tl.conste
     first_key = (start // BLOCK_N) * BLOCK_N
     columns = tl.arange(0, BLOCK_N)
     # Blocks are looked up one tile ahead: keys and values can be asked for without waiting for the table first.
-    next_blocks = load_blocks(step.block_table, numbers, tile.request, first_key + columns, start, end, SIZES)
+    next_blocks = load_blocks(step.requests, numbers, tile.request, first_key + columns, start, end, SIZES)
     for first in range(first_key, end, BLOCK_N):
         keys = first + columns
         block = next_blocks.to(tl.int64)
         slot = (keys % SIZES.block_size).to(tl.int64)
-        next_blocks = load_blocks(step.block_table, numbers, tile.request, keys + BLOCK_N, start, end, SIZES)
+        next_blocks = load_blocks(step.requests, numbers, tile.request, keys + BLOCK_N, start, end, SIZES)
         readable = (keys >= start) & (keys < end)
         if rules.query_bias is not None:
             visible = visible_keys(keys, readable, tile, numbers, SIZES.causal)

@@ -57,7 +57,7 @@ def find_work(job, index, BOX: gl.constexpr, SIZES: gl.constexpr, PREFILL: gl.co
     inner_start, inner_end = inner_range(bounds, job.numbers, start, end, SIZES.causal)
     first_key = start // BOX * BOX
     num_steps = gl.where(end > start, gl.cdiv(end - first_key, 2 * KEYS), 0)
-    table = step.block_table + item.request.to(gl.int64) * job.numbers.table_stride
+    table = step.requests.block_table + item.request.to(gl.int64) * job.numbers.table_stride
     return Work(item, first_pair, end_token, first_key, start, end, inner_start, inner_end, num_steps, table)
 
 

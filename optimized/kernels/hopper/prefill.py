@@ -35,7 +35,7 @@ def allocate_ring_barriers(STAGES: gl.constexpr, EXTRA: gl.constexpr):
 
 @gluon.jit(do_not_specialize=Numbers._fields)
 def hopper_prefill(
-    k_desc, v_desc, queries, block_table, rules, scales, outputs, work,
+    k_desc, v_desc, queries, requests, rules, scales, outputs, work,
     table_stride, sliding_window, right_window, bias_width, bias_stride,
     SIZES: gl.constexpr, TILE: gl.constexpr,
 ):  # fmt: skip
@@ -43,7 +43,7 @@ def hopper_prefill(
     KIND: gl.constexpr = SIZES.arithmetic
     numbers = Numbers(table_stride, sliding_window, right_window, bias_width, bias_stride)
     # The caches come as descriptors.
-    step = Step(queries, None, block_table, rules, scales, outputs, work)  # type: ignore[arg-type]
+    step = Step(queries, None, requests, rules, scales, outputs, work)  # type: ignore[arg-type]
     tensors = Tensors(
         q=gl.allocate_shared_memory(KIND, [CONSUMERS, TILE.rows, SIZES.padded_head], LAYOUT),
         k=gl.allocate_shared_memory(KIND, [TILE.stages, TILE.keys, SIZES.padded_head], LAYOUT),

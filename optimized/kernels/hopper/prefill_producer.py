@@ -111,7 +111,7 @@ def produce(k_desc, v_desc, step, numbers, tensors, barriers, SIZES: gl.constexp
     for turn in range(0, (works + gl.num_programs(0) - 1) // gl.num_programs(0)):
         work, start, end = work_of(step, numbers, turn, works, SIZES, TILE)
         if work.is_live:
-            table_row = step.block_table + work.request.to(gl.int64) * numbers.table_stride
+            table_row = step.requests.block_table + work.request.to(gl.int64) * numbers.table_stride
             first, last = key_tiles(start, end, KEYS)
             for tile in range(first, last + 1):
                 if tile < last:
