@@ -70,12 +70,11 @@ def _why_not_queries(queries: Queries, group: int) -> str | None:
 def tile_of(shape: Shape) -> PrefillTile:
     """The tile of a shape that takes the kernel for Hopper.
 
-    128 keys at head size 128 leave no register unused; with 256 columns there is room for 64, of which two tiles fill
-    shared memory. A third tile of 128 keys is 4% of a long prefill (1 x 16384: 3,439 us for 3,591).
+    128 keys at head size 128 leave no register unused; with 256 columns there is room for 64. A third tile of 128 keys
+    has room, and is 1% at most.
     """
-    keys, stages = (128, 3) if max(padded(shape.head_size), padded(shape.head_size_v)) <= 128 else (64, 2)
-    box_slots = hopper.box_slots(shape.block_size, keys)
-    return PrefillTile(rows=64, keys=keys, stages=stages, box_slots=box_slots, order=ORDER)
+    keys = 128 if max(padded(shape.head_size), padded(shape.head_size_v)) <= 128 else 64
+    return PrefillTile(rows=64, keys=keys, stages=2, box_slots=hopper.box_slots(shape.block_size, keys), order=ORDER)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -129,7 +129,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 NVMMASharedLayout = SwizzledSharedLayout = BlockedLayout = SliceLayout = NVMMADistributedLayout = _nothing
-DotOperandLayout = barrier = fence_async_shared = _nothing
+DotOperandLayout = DistributedLinearLayout = barrier = fence_async_shared = _nothing
 
 
 def allocate_shared_memory(dtype: Any, shape: Any, layout: Any) -> Any:

@@ -45,7 +45,7 @@ def test_the_softmax_runs_while_values_are_multiplied(
     found = described({"kernel": "prefill"} | options, tmp_path)
     assert found["warnings"] == []  # "wgmma is serialized" is one
     assert found["spilled"] is not None
-    assert max(found["spilled"]) <= 256
+    assert max(found["spilled"]) <= 288
     assert found["copies"] > 0
     assert found["hidden"]
     assert min(found["hidden"]) >= exponentials

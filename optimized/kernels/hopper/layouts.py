@@ -31,3 +31,20 @@ def product_layout(columns):
 def weights_layout(columns):
     """Of weights as the left operand of a product with so many columns."""
     return gl.DotOperandLayout(0, product_layout(columns), 2)
+
+
+@gluon.constexpr_function
+def stored_layout(columns):
+    """Of one warp group's 64 rows as they are written: 8 columns for a thread, 32 of a row side by side.
+
+    The tensor cores leave 2 columns of every 8 to a thread: written like that they take four times the instructions,
+    each with halves of memory sectors. Here a row stays with its warp, so that no other has to be waited for.
+    """
+    further = [[0, 32 << step] for step in range((columns // 32).bit_length() - 1)]
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 1], [0, 2], [0, 4], [8, 0], *further],
+        lane_bases=[[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]],
+        warp_bases=[[16, 0], [32, 0]],
+        block_bases=[],
+        shape=[64, columns],
+    )

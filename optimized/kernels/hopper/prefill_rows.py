@@ -9,7 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..groups import QueryTile, Rows
 from ..tiles import LN_2, join_sink, log_sum, saturate, scale_of, store_lse
-from .layouts import synchronise
+from .layouts import stored_layout, synchronise
 
 
 @gluon.jit
@@ -76,14 +76,18 @@ def store_rows(step, rows, kv_head, maximum, total, weighted, SIZES: gl.constexp
         rescale, maximum, total = join_sink(maximum, total, sinks)
         weighted = weighted * gl.convert_layout(rescale, LAYOUT)[:, None]
     store_lse(outputs, log_sum(maximum * LN_2, total), rows)
-    # Nothing visible and no sink: total is 0 and so is the sum.
-    out = weighted / gl.convert_layout(gl.where(total > 0.0, total, 1.0), LAYOUT)[:, None]
+    # Nothing visible and no sink: total is 0 and so is the sum. One division for a row, not one for each column.
+    one = gl.full(total.shape, 1.0, gl.float32, total.type.layout)
+    inverse = gl.div_rn(one, gl.where(total > 0.0, total, one))
+    out = weighted * gl.convert_layout(inverse, LAYOUT)[:, None]
     if outputs.out.dtype.element_ty == gl.float8e4nv:
         if step.scales.out.base is not None:
             out = gl.div_rn(out, gl.zeros_like(out) + scale_of(step.scales.out, kv_head))
         out = saturate(out)
-    dims = gl.arange(0, SIZES.padded_value, gl.SliceLayout(0, weighted.type.layout))
+    out = gl.convert_layout(out.to(KIND), stored_layout(SIZES.padded_value))
+    ROW: gl.constexpr = gl.SliceLayout(1, out.type.layout)
+    dims = gl.arange(0, SIZES.padded_value, gl.SliceLayout(0, out.type.layout))
     place = rows.tokens.to(gl.int64) * outputs.stride_token + rows.heads.to(gl.int64) * outputs.stride_head
-    mask = gl.convert_layout(rows.mask, LAYOUT)[:, None] & (dims < SIZES.head_size_v)[None, :]
-    pointers = outputs.out + gl.convert_layout(place, LAYOUT)[:, None] + dims[None, :]
-    gl.store(pointers, out.to(KIND), mask=mask)
+    mask = gl.convert_layout(rows.mask, ROW)[:, None] & (dims < SIZES.head_size_v)[None, :]
+    pointers = outputs.out + gl.convert_layout(place, ROW)[:, None] + dims[None, :]
+    gl.store(pointers, out, mask=mask)
