@@ -80,6 +80,13 @@ maximum, minimum, div_rn = map(_of_two, (torch.maximum, torch.minimum, torch.div
 exp2, log, abs, to_tensor, zeros_like = map(_of_one, (torch.exp2, torch.log, torch.abs, torch.clone, torch.zeros_like))
 
 
+reshape, permute = (lambda value, to: block(value.reshape(to))), (lambda value, to: block(value.permute(to)))
+
+
+def split(value: Any) -> tuple[Block, ...]:
+    return tuple(block(part) for part in value.unbind(-1))
+
+
 def cdiv(left: Any, right: Any) -> Any:
     return -(-left // right)
 

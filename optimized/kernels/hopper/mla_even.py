@@ -114,6 +114,6 @@ def attend_even(shared, job, BOX: gl.constexpr, SIZES: gl.constexpr, PREFILL: gl
         work = find_work(job, index, BOX, SIZES, PREFILL)
         if has_rows(work, SIZES):
             weighted, maximum, total = even_work(steps, works, shared, work, job, SIZES)
-            store_half(finished_state(weighted, maximum, total), work, job, 0, SIZES)
+            store_half(finished_state(weighted, maximum, total), work, job, shared.from_even.weights, 0, SIZES)
             steps += work.num_steps
             works += gl.minimum(work.num_steps, 1)

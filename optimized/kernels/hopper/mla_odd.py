@@ -106,6 +106,6 @@ def attend_odd(shared, job, BOX: gl.constexpr, SIZES: gl.constexpr, PREFILL: gl.
         work = find_work(job, index, BOX, SIZES, PREFILL)
         if has_rows(work, SIZES):
             weighted, maximum, total = odd_work(steps, works, shared, work, job, SIZES)
-            store_half(finished_state(weighted, maximum, total), work, job, HALF, SIZES)
+            store_half(finished_state(weighted, maximum, total), work, job, shared.from_odd.weights, HALF, SIZES)
             steps += work.num_steps
             works += gl.minimum(work.num_steps, 1)
