@@ -39,10 +39,14 @@ def boxes_of(work, first_key, COUNT: gl.constexpr, BOX: gl.constexpr, BLOCK_SIZE
 
 
 @gluon.jit
-def copy_columns(cache, buffer, full, boxes, COLUMN: gl.constexpr, COLUMNS: gl.constexpr):
-    """Start the copies of a tile's columns [COLUMN, COLUMN + COLUMNS)."""
+def copy_columns(cache, buffer, full, boxes, zero, COLUMN: gl.constexpr, COLUMNS: gl.constexpr):
+    """Start the copies of a tile's columns [COLUMN, COLUMN + COLUMNS).
+
+    zero: 0, which the compiler must not know. Unrolled, the copies of small pages have their instructions prepared all
+    before the first one is issued, in more registers than a producer has.
+    """
     BOXES: gl.constexpr = KEYS // cache.block_shape[1]
-    for chunk in gl.static_range(COLUMNS // CHUNK):
+    for chunk in range(0, zero + COLUMNS // CHUNK):
         for box in gl.static_range(BOXES):
             block, slot = boxes[box]
             place = [block, slot, COLUMN + chunk * CHUNK]
@@ -50,21 +54,21 @@ def copy_columns(cache, buffer, full, boxes, COLUMN: gl.constexpr, COLUMNS: gl.c
 
 
 @gluon.jit
-def fill_left(cache, tile, boxes, phase, WITH_ROPE: gl.constexpr):
+def fill_left(cache, tile, boxes, phase, zero, WITH_ROPE: gl.constexpr):
     mbarrier.wait(tile.on_left.empty, phase)
     mbarrier.expect(tile.on_left.full, (HALF // CHUNK + (1 if WITH_ROPE else 0)) * CHUNK_BYTES)
-    copy_columns(cache, tile.left, tile.on_left.full, boxes, 0, HALF)
+    copy_columns(cache, tile.left, tile.on_left.full, boxes, zero, 0, HALF)
     if WITH_ROPE:
-        copy_columns(cache, tile.rope, tile.on_left.full, boxes, RANK, ROPE)
+        copy_columns(cache, tile.rope, tile.on_left.full, boxes, zero, RANK, ROPE)
 
 
 @gluon.jit
-def fill_right(cache, tile, boxes, phase, WITH_ROPE: gl.constexpr):
+def fill_right(cache, tile, boxes, phase, zero, WITH_ROPE: gl.constexpr):
     mbarrier.wait(tile.on_right.empty, phase)
     mbarrier.expect(tile.on_right.full, (HALF // CHUNK + (1 if WITH_ROPE else 0)) * CHUNK_BYTES)
-    copy_columns(cache, tile.right, tile.on_right.full, boxes, HALF, HALF)
+    copy_columns(cache, tile.right, tile.on_right.full, boxes, zero, HALF, HALF)
     if WITH_ROPE:
-        copy_columns(cache, tile.rope, tile.on_right.full, boxes, RANK, ROPE)
+        copy_columns(cache, tile.rope, tile.on_right.full, boxes, zero, RANK, ROPE)
 
 
 @gluon.jit
@@ -106,14 +110,14 @@ def prefetch_tile(job, work, first_key, SIZES: gl.constexpr):
 
 
 @gluon.jit
-def fill_tile(cache, tile, boxes, phase, EVEN: gl.constexpr):
+def fill_tile(cache, tile, boxes, phase, zero, EVEN: gl.constexpr):
     """Each tile in the order in which the warp groups empty and need its halves."""
     if EVEN:
-        fill_left(cache, tile, boxes, phase, True)
-        fill_right(cache, tile, boxes, phase, False)
+        fill_left(cache, tile, boxes, phase, zero, True)
+        fill_right(cache, tile, boxes, phase, zero, False)
     else:
-        fill_right(cache, tile, boxes, phase, True)
-        fill_left(cache, tile, boxes, phase, False)
+        fill_right(cache, tile, boxes, phase, zero, True)
+        fill_left(cache, tile, boxes, phase, zero, False)
 
 
 @gluon.jit
@@ -135,7 +139,7 @@ def produce(
                 fill_q(queries, shared.q, work, (works & 1) ^ 1, SIZES)
             for i in range(work.num_steps):
                 boxes = boxes_of(work, key, KEYS // BOX, BOX, SIZES.block_size)
-                fill_tile(cache, tile, boxes, ((steps + i) & 1) ^ 1, EVEN)
+                fill_tile(cache, tile, boxes, ((steps + i) & 1) ^ 1, job.numbers.bias_width, EVEN)
                 if AHEAD > 0:
                     prefetch_tile(job, work, key + AHEAD * (2 * KEYS), SIZES)
                 key += 2 * KEYS
