@@ -11,6 +11,9 @@ from pageproof.oracle.candidate import NumericContract
 from pageproof.oracle.case import Case
 from pageproof.oracle.verdict import Mismatch, Outcome, Verdict
 
+# Flags of a campaign that its `--cases` end, however busy the machine is.
+FEW = ["--device", "cpu", "--seconds", "600", "--workers", "1"]
+
 # By a given case's seed: what becomes of it.
 AGREES, DIFFERS, DIES, LEAVES, HANGS, RAISES, DECLINED = range(7)
 

@@ -39,7 +39,7 @@ def replay(*arguments: str) -> int:
 
 def test_fuzz_agrees_and_says_what_it_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = tmp_path / "summary.json"
-    flags = ["--target", "reference", "--device", "cpu", "--cases", "4", "--workers", "1", "--json", str(summary)]
+    flags = ["--target", "reference", *helpers.FEW, "--cases", "4", "--json", str(summary)]
     assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1].startswith("4 cases, 0 findings, ")
@@ -60,7 +60,7 @@ def test_fuzz_agrees_and_says_what_it_counted(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_fuzz_of_a_wrong_candidate_prints_lines_that_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--target", "campaign_helpers:Wrong", "--device", "cpu", "--cases", "3", "--workers", "1"]
+    flags = ["--target", "campaign_helpers:Wrong", *helpers.FEW, "--cases", "3"]
     assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 1
     printed = capsys.readouterr().out.splitlines()
     (line, *_) = [line.split() for line in printed if line.startswith("  python -m pageproof.oracle replay")]

@@ -11,6 +11,8 @@ import pytest
 from pageproof.oracle import cli
 from pageproof.oracle.case import MODES, BatchShape, Case, Spec
 
+from .campaign_helpers import FEW
+
 SPEC = Spec(dtype="float16", num_kv_heads=1, head_size=16, head_size_v=16)
 CASE = Case(spec=SPEC, batch=BatchShape(query_lens=(1, 2), seq_lens=(3, 4)))
 
@@ -34,7 +36,7 @@ def test_a_mode_that_there_is_not_is_wrong_usage(named: str, capsys: pytest.Capt
 
 def test_fuzz_and_replay_in_a_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = tmp_path / "summary.json"
-    flags = ["--modes", "full", "--device", "cpu", "--cases", "2", "--workers", "1", "--json", str(summary)]
+    flags = ["--modes", "full", *FEW, "--cases", "2", "--json", str(summary)]
     assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 0
     assert "modes, what really ran: full 6 replays" in capsys.readouterr().out
     body = json.loads(summary.read_text())
@@ -49,7 +51,7 @@ def test_fuzz_and_replay_in_a_mode(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_all_modes_are_drawn_unless_some_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = tmp_path / "summary.json"
-    flags = ["--device", "cpu", "--cases", "12", "--workers", "1", "--json", str(summary)]
+    flags = [*FEW, "--cases", "12", "--json", str(summary)]
     assert cli.main(["fuzz", *flags, "--findings", str(tmp_path / "findings")]) == 0
     modes = json.loads(summary.read_text())["modes"]
     assert list(modes) == list(MODES)
