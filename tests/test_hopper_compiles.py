@@ -33,19 +33,19 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("options", "exponentials"),
+    ("options", "exponentials", "spilled"),
     # Of a tile, for one thread: 64 x 128 / 128, and 64 x 64 / 128 with as many of a tanh. Rows of 72 columns lie on
-    # multiples of 16 bytes, but of no more.
-    [({}, 64), ({"head_size": 72}, 64), (EVERYTHING, 64)],
+    # multiples of 16 bytes, but of no more. Bytes at most: with every rule 284, of which 40 came with the wide stores.
+    [({}, 64, 192), ({"head_size": 72}, 64, 192), (EVERYTHING, 64, 288)],
     ids=str,
 )
 def test_the_softmax_runs_while_values_are_multiplied(
-    options: dict[str, Any], exponentials: int, tmp_path: Path
+    options: dict[str, Any], exponentials: int, spilled: int, tmp_path: Path
 ) -> None:
     found = described({"kernel": "prefill"} | options, tmp_path)
     assert found["warnings"] == []  # "wgmma is serialized" is one
     assert found["spilled"] is not None
-    assert max(found["spilled"]) <= 288
+    assert max(found["spilled"]) <= spilled
     assert found["copies"] > 0
     assert found["hidden"]
     assert min(found["hidden"]) >= exponentials
